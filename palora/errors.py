@@ -1,0 +1,17 @@
+"""The two ways a run can end badly.
+
+A user's mistake is one clear line: what is wrong, where (file and line), what to do. The command line turns these into
+exit codes; everything else is a bug and keeps its traceback.
+"""
+
+
+class PaloraError(Exception):
+    """The run failed although its input was right (a full disk, NaN in training). Exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(PaloraError):
+    """What was asked for cannot be done as asked (a bad file, a wrong name, a mismatch). Exit code 2."""
+
+    exit_code = 2
