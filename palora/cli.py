@@ -1,0 +1,367 @@
+"""The command line. Nothing heavy is imported before a command is known to be well-formed: `palora --help` is instant."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from palora import __version__
+from palora.errors import InputError, PaloraError
+
+app = typer.Typer(
+    name="palora",
+    help="Teach a language model new facts without losing the skills it has (PALoRA, arXiv 2605.24549).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", help="A model folder or hub name.")]
+Skills = Annotated[
+    list[str] | None,
+    typer.Option("--skill", help="A built-in skill, name:DIR with its files, or a JSONL file. Can be repeated."),
+]
+Facts = Annotated[
+    str | None, typer.Option("--facts", help="New facts: JSONL, CSV or Parquet with question and answer.")
+]
+KnownFacts = Annotated[str | None, typer.Option("--known-facts", help="Facts the model knows, in the same form.")]
+ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
+ProtectionDir = Annotated[Path | None, typer.Option("--protection", help="A protection folder.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Targets = Annotated[
+    str | None,
+    typer.Option("--targets", help="Endings of the targeted matrices, with commas. Default: the MLP matrices."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Of the base weights: auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … Default: the first GPU if there is one.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"palora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole method on the embedded small model, with no network: about four minutes on two cores."""
+    from palora.pipeline import run as run_recipe
+    from palora.testbed import demo_recipe
+
+    _show_run(run_recipe(demo_recipe(seed), out), out, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
+    from palora.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from palora.pipeline import run as run_recipe
+
+    out = out or Path("runs") / recipe.stem
+    _show_run(run_recipe(loaded, out), out, as_json)
+
+
+@app.command()
+def expert(
+    model: Model,
+    skill: Annotated[str, typer.Option("--skill", help="The skill to train on.")],
+    out: Out,
+    objective: Annotated[str, typer.Option(help="reward (REINFORCE) or next_token (cheap).")] = "reward",
+    parametrisation: Annotated[str, typer.Option(help="Of the scales: sigmoid or linear.")] = "sigmoid",
+    iterations: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Problems a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
+    max_grad_norm: Annotated[float, typer.Option(help="Gradient clip.")] = 1e-3,
+    temperature: Annotated[float, typer.Option(help="Of the rollouts; 0 is greedy.")] = 0.0,
+    baseline: Annotated[bool, typer.Option(help="Subtract the mean reward.")] = False,
+    targets: Targets = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: train the singular value fine-tuning expert of a skill."""
+    from palora.recipe import ExpertSettings
+
+    settings = _settings(
+        ExpertSettings,
+        objective=objective,
+        parametrisation=parametrisation,
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        temperature=temperature,
+        baseline=baseline,
+    )
+    from palora import stages
+
+    stages.train_expert(_base(model, dtype, device, targets), settings, out, skill, seed)
+    _show_folder(out, as_json)
+
+
+@app.command()
+def protect(
+    model: Model,
+    out: Out,
+    rule: Annotated[
+        str, typer.Option("--rule", help="svf, svf_weighted, sigma, random, activation, covariance or none.")
+    ] = "covariance",
+    expert: ExpertDir = None,
+    skill: Skills = None,
+    known_facts: KnownFacts = None,
+    text: Annotated[str | None, typer.Option("--text", help="Plain text to keep, a passage a line.")] = None,
+    facts: Facts = None,
+    k: Annotated[int | None, typer.Option("--k", help="Protected directions a matrix.")] = None,
+    fraction: Annotated[float | None, typer.Option("--fraction", help="… as a fraction of the rank.")] = None,
+    share: Annotated[float | None, typer.Option("--share", help="… as a share of importance or input energy.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rule covariance.")] = None,
+    sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
+    keep_skills: Annotated[float, typer.Option(help="Weight of the skills in what is kept.")] = 1.0,
+    keep_known_facts: Annotated[float, typer.Option(help="Weight of the known facts.")] = 1.0,
+    keep_text: Annotated[float, typer.Option(help="Weight of the text.")] = 1.0,
+    examples: Annotated[int, typer.Option(help="Examples taken of each thing to keep.")] = 512,
+    targets: Targets = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the protected subspace of every targeted matrix. --facts is for their coverage only."""
+    from palora.recipe import DEFAULT_STRENGTH, ProtectSettings
+
+    if rule == "covariance" and not any((k, fraction, share, strength)):
+        strength = DEFAULT_STRENGTH
+    settings = _settings(
+        ProtectSettings,
+        rule=rule,
+        k=k,
+        fraction=fraction,
+        share=share,
+        strength=strength,
+        sides=sides,
+        keep={"skills": keep_skills, "known_facts": keep_known_facts, "text": keep_text, "examples": examples},
+    )
+    from palora import stages
+
+    base = _base(model, dtype, device, targets)
+    stages.protect(base, settings, out, expert, skill or [], known_facts, text, facts, seed)
+    _show_folder(out, as_json)
+
+
+@app.command()
+def inject(
+    model: Model,
+    facts: Annotated[str, typer.Option("--facts", help="The facts to teach: JSONL, CSV or Parquet.")],
+    out: Out,
+    expert: ExpertDir = None,
+    protection: Annotated[
+        Path | None, typer.Option("--protection", help="A protection folder; without it: plain LoRA, the control.")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train plain LoRA; measure its leak and drift against --protection.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Weights to train on: expert (default with --expert) or original.")
+    ] = None,
+    r: Annotated[int, typer.Option("--r", help="Rank of the adapter.")] = 16,
+    lora_alpha: Annotated[int, typer.Option(help="The update is scaled by lora_alpha / r.")] = 32,
+    lora_dropout: Annotated[float, typer.Option(help="On the adapter's input.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 2e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
+    epochs: Annotated[int, typer.Option(help="At most this many passes over the facts.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Facts a step.")] = 8,
+    stop_at_recall: Annotated[float | None, typer.Option(help="Stop when recall on the facts reaches this.")] = None,
+    targets: Targets = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: teach the facts with LoRA under the constraint. Writes a plain LoRA adapter."""
+    from palora.recipe import InjectSettings
+
+    settings = _settings(
+        InjectSettings,
+        base=base or ("expert" if expert else "original"),
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        batch_size=batch_size,
+        stop_at_recall=stop_at_recall,
+    )
+    from palora import stages
+
+    arm = "palora" if protection and not control else "lora"
+    stages.inject(_base(model, dtype, device, targets), settings, out, facts, expert, protection, control, seed, arm)
+    _show_folder(out, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    out: Out,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", help="An adapter folder, or NAME=DIR for an arm of that name. Can be repeated."),
+    ] = None,
+    expert: ExpertDir = None,
+    facts: Facts = None,
+    known_facts: KnownFacts = None,
+    skill: Skills = None,
+    problems: Annotated[int, typer.Option(help="Test problems a skill.")] = 400,
+    batch_size: Annotated[int, typer.Option(help="Prompts a batch.")] = 64,
+    max_answer_tokens: Annotated[int, typer.Option(help="Length limit of an answer to a fact.")] = 32,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure every arm: facts learned, skill kept. Writes evaluation.json and report.html."""
+    from palora.recipe import EvaluateSettings
+
+    if not (facts or skill or known_facts):
+        raise InputError("nothing to measure: give --facts, --skill or --known-facts")
+    settings = _settings(
+        EvaluateSettings, problems=problems, batch_size=batch_size, max_answer_tokens=max_answer_tokens
+    )
+    from palora import stages
+
+    arms: dict[str, Path] = {}
+    for given in adapter or []:
+        name, equals, folder = given.partition("=")
+        arms[name if equals else "palora"] = Path(folder if equals else given)
+    base = _base(model, dtype, device, None)
+    result = stages.evaluate_arms(base, settings, out, arms, skill or [], expert, facts, known_facts, seed)
+    _show_run(result, out, as_json)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Option("--adapter", help="An adapter folder.")],
+    out: Out,
+    kind: Annotated[str, typer.Option("--as", help="adapter, merged or combined.")] = "adapter",
+    model: Annotated[str | None, typer.Option("--model", help="Where the model is now, if it has moved.")] = None,
+    expert: Annotated[Path | None, typer.Option("--expert", help="Where the expert is now, if it has moved.")] = None,
+    protection: Annotated[
+        Path | None, typer.Option("--protection", help="Where the protection is now, if it has moved.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of a merged checkpoint; auto is the model's own.")] = "auto",
+    max_leak: Annotated[float, typer.Option(help="Refuse a merge whose leak after rounding is larger.")] = 0.01,
+    k: Annotated[int | None, typer.Option("--k", help="Expert components in a combined adapter.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter as itself, merged into a checkpoint, or combined with the expert into one LoRA."""
+    from palora.export import export as export_adapter
+
+    _show(export_adapter(adapter, kind, out, model, expert, protection, dtype, max_leak, k), as_json)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that palora wrote, or any LoRA adapter.")],
+    as_json: Json = False,
+) -> None:
+    """What a folder is, on which base, its leak, norm, rule and k."""
+    _show_folder(folder, as_json)
+
+
+def _base(model: str, dtype: str, device: str | None, targets: str | None) -> Any:
+    from palora.stages import Base
+
+    endings = tuple(t.strip() for t in targets.split(",") if t.strip()) if targets else None
+    return Base(model, dtype, device, endings)
+
+
+def _settings(kind: Callable[..., Any], **values: Any) -> Any:
+    """Settings from options; a wrong value is the user's mistake, named as the option it came from."""
+    from pydantic import ValidationError
+
+    from palora.recipe import describe
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError(f"--{describe(error).replace('_', '-')}") from None
+
+
+def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(evaluation, indent=2, ensure_ascii=False))
+        return
+    from palora.table import evaluation_table
+
+    evaluation_table(evaluation)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _show_folder(folder: Path, as_json: bool) -> None:
+    from palora.inspection import inspect_folder
+
+    _show(inspect_folder(folder), as_json)
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+        return
+    from palora.table import value_text
+
+    for key, value in values.items():
+        if key != "layers":
+            print(f"{key:<20} {value_text(value)}")
+
+
+def main() -> None:
+    """Entry point: exit 0 done, 1 the run failed, 2 wrong input; one line for what is the user's to mend."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours tell the whole story
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("palora").setLevel(logging.INFO)
+    try:
+        app()
+    except PaloraError as error:
+        print(f"palora: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("palora: stopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

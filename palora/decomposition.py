@@ -1,0 +1,91 @@
+"""The thin singular value decomposition of every targeted matrix: W = U diag(s) Vᵀ.
+
+With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). U and V have orthonormal columns also where
+W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from palora.errors import InputError, PaloraError
+from palora.files import load_tensors, save_tensors
+from palora.models import fingerprint, weight
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """U (m, r), s (r,), Vh (r, n) of one matrix, float32."""
+
+    U: Tensor
+    s: Tensor
+    Vh: Tensor
+
+    @property
+    def rank(self) -> int:
+        """r = min(m, n), the number of components."""
+        return self.s.numel()
+
+
+def decompose(matrix: Tensor) -> Decomposition:
+    """The thin SVD of one matrix (m × n), computed in float32 on its own device.
+
+    Raises: InputError if the matrix holds NaN or infinity.
+    """
+    if not torch.isfinite(matrix).all():
+        raise InputError("a weight matrix holds NaN or infinity; the checkpoint is damaged")
+    U, s, Vh = torch.linalg.svd(matrix.float(), full_matrices=False)
+    return Decomposition(U, s, Vh)
+
+
+def decompose_targets(
+    targets: dict[str, nn.Module], progress: Callable[[int], None] | None = None
+) -> dict[str, Decomposition]:
+    """The decomposition of every targeted matrix, from the cache where it is there.
+
+    The cache is a folder of safetensors files named by the fingerprint of the matrix: `$PALORA_CACHE`, by default
+    `~/.cache/palora`; set `PALORA_CACHE=` (empty) for none. It can be deleted at any time.
+    """
+    result = {}
+    for name, module in targets.items():
+        try:
+            result[name] = _cached(weight(module))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if progress:
+            progress(1)
+    return result
+
+
+def _cached(matrix: Tensor) -> Decomposition:
+    folder = os.environ.get("PALORA_CACHE", str(Path.home() / ".cache" / "palora"))
+    if not folder:
+        return decompose(matrix)
+    # bfloat16 fingerprints do not see float32 detail, so the stored dtype is part of the name.
+    path = Path(folder) / f"svd-{fingerprint(matrix)}-{str(matrix.dtype).removeprefix('torch.')}.safetensors"
+    if path.exists():
+        try:
+            found = Decomposition(**{k: t.to(matrix.device) for k, t in load_tensors(path).items()})
+            if _reconstructs(found, matrix):
+                return found
+        except (InputError, TypeError):
+            pass  # a damaged cache file is no reason to stop: it is computed and written again
+    made = decompose(matrix)
+    try:
+        save_tensors(path, {"U": made.U, "s": made.s, "Vh": made.Vh})
+    except PaloraError:
+        pass  # a cache that cannot be written (full disk, read-only home) costs time, not the run
+    return made
+
+
+def _reconstructs(found: Decomposition, matrix: Tensor) -> bool:
+    """A cheap check that a cached decomposition is of this very matrix: W x = U diag(s) Vᵀ x for one random x."""
+    if found.U.shape[0] != matrix.shape[0] or found.Vh.shape[1] != matrix.shape[1]:
+        return False
+    x = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    y = matrix.float() @ x
+    return bool((found.U @ (found.s * (found.Vh @ x)) - y).norm() <= 1e-5 * y.norm().clamp_min(1e-30))

@@ -1,0 +1,197 @@
+"""Three ways to take the result elsewhere.
+
+adapter    the folded LoRA adapter as it is: plain LoRA on the base it was trained on (default)
+merged     a whole checkpoint with the expert (if any) and the update in the weights. Rounding to bfloat16 puts part of
+           the update back into the protected subspace (1.3% / 13% / 36% of it for ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003):
+           measured, and refused above a limit
+combined   one plain LoRA adapter of rank r + k for the *original* model: the expert's k strongest components and the
+           facts together. The expert's other components are lost; how much that is, is measured
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palora.decomposition import decompose_targets
+from palora.errors import InputError, PaloraError
+from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
+from palora.model_card import model_card
+from palora.models import check_fingerprints, find_targets, fingerprints, load_model, weight
+from palora.statistics import from_tensors
+from palora.subspace import ProtectedSubspaces
+from palora.svf import Expert, expert_delta
+from palora.updates import MARKER, Adapter
+
+FORMATS = ("adapter", "merged", "combined")
+MAX_LEAK = 0.01  # a merge that puts more of the update into the protected subspace is refused
+
+
+def export(
+    adapter: Path,
+    kind: str,
+    out: Path,
+    model: str | None = None,
+    expert: Path | None = None,
+    protection: Path | None = None,
+    dtype: str = "auto",
+    max_leak: float = MAX_LEAK,
+    k: int | None = None,
+) -> dict[str, Any]:
+    """Write an adapter in another form.
+
+    Args:
+        adapter: a folder that `palora inject` wrote.
+        kind: adapter, merged or combined.
+        out: the folder to write.
+        model, expert, protection: where these are now; by default where they were when the adapter was trained.
+        dtype: of the merged checkpoint; "auto" is the model's own.
+        max_leak: the largest leak a merge may have after rounding.
+        k: the expert components of a combined adapter; by default as many as are protected, or r.
+
+    Returns: what was measured: `{"kind", "out", …}`.
+
+    Raises: InputError for a folder of another kind or another base; PaloraError where the leak is over the limit.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"unknown export {kind!r}; choose one of {', '.join(FORMATS)}")
+    loaded = Adapter.load(adapter)
+    if not (adapter / MARKER).exists():
+        raise InputError(f"{adapter} has no {MARKER}: only adapters that `palora inject` wrote can be exported")
+    record = read_json(adapter / MARKER)
+    if kind == "adapter":
+        return _copy(adapter, out, record)
+    expert = expert or (Path(record["expert"]) if record["expert"] else None)
+    protection = protection or (Path(record["protection"]) if record["protection"] else None)
+    name = model or record["model"]
+    base, tokenizer = load_model(name, dtype=dtype if kind == "merged" else "float32", device="cpu")
+    targets = find_targets(base, list(loaded.A))
+    check_fingerprints(record["fingerprints"], fingerprints(targets), f"the adapter {adapter}", name)
+    frozen = Expert.load(expert) if expert and record["base"] == "expert" else None
+    if kind == "merged":
+        return _merge(loaded, record, base, tokenizer, frozen, protection, out, max_leak)
+    return _combine(loaded, record, base, frozen, protection, out, k)
+
+
+def _copy(adapter: Path, out: Path, record: dict[str, Any]) -> dict[str, Any]:
+    with new_folder(out, "adapter_config.json") as staging:
+        for file in ("adapter_config.json", "adapter_model.safetensors", MARKER):
+            shutil.copy(adapter / file, staging / file)
+        (staging / "README.md").write_text(model_card(record), encoding="utf-8")
+    return {"kind": "adapter", "out": str(out), "base": record["base"], "leak": record["update"]["leak"]}
+
+
+@torch.no_grad()
+def _merge(
+    adapter: Adapter,
+    record: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    expert: Expert | None,
+    protection: Path | None,
+    out: Path,
+    max_leak: float,
+) -> dict[str, Any]:
+    """W + ΔW, rounded to the dtype of W. With E = rounded − exact, the leak is max(‖Uᵀ E‖, ‖E V‖) / ‖ΔW‖: a hard
+    protection has no other, and for a soft one it is what rounding adds."""
+    subspaces = ProtectedSubspaces.load(protection) if protection else None
+    if expert is not None:
+        expert.apply(model, record["model"])
+    layers = {}
+    for name, module in find_targets(model, list(adapter.A)).items():
+        W, delta = weight(module), adapter.delta(name)
+        before = W.float().clone()
+        W.copy_((before + delta).to(W.dtype))
+        error = W.float() - before - delta
+        size = delta.norm().clamp_min(1e-30)
+        rounding = float(error.norm() / size)
+        layers[name] = {"rounding": rounding, "leak": subspaces[name].leak(error) * rounding if subspaces else None}
+    leaks = [layer["leak"] for layer in layers.values() if layer["leak"] is not None]
+    leak = max(leaks) if leaks else None
+    result = {
+        "kind": "merged",
+        "out": str(out),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "leak": leak,
+        "rounding": max(layer["rounding"] for layer in layers.values()),
+        "layers": layers,
+    }
+    if leak is not None and leak > max_leak:
+        raise PaloraError(
+            f"merging into {result['dtype']} puts {leak:.2%} of the update into the protected subspace (limit "
+            f"{max_leak:.2%}); export the adapter, use --dtype float32, or raise --max-leak. Nothing was written"
+        )
+    with new_folder(out, "merge.json") as staging:
+        model.save_pretrained(str(staging), safe_serialization=True)
+        tokenizer.save_pretrained(str(staging))
+        write_json(staging / "merge.json", {**result, "adapter": record})
+    return result
+
+
+@torch.no_grad()
+def _combine(
+    adapter: Adapter,
+    record: dict[str, Any],
+    model: Any,
+    expert: Expert | None,
+    protection: Path | None,
+    out: Path,
+    k: int | None,
+) -> dict[str, Any]:
+    """ΔW = U_K diag(s (z − 1)) V_Kᵀ + (α / r) B A with K the k components where s·abs(z − 1) is largest: by Eckart and
+    Young the best rank-k approximation of the expert's change."""
+    if expert is None:
+        raise InputError("this adapter is on the original model already: there is no expert to combine it with")
+    targets = find_targets(model, list(adapter.A))
+    decompositions = decompose_targets(targets)
+    statistics_file = protection / "statistics.safetensors" if protection else None
+    known = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
+    rank = next(iter(adapter.A.values())).shape[0]
+    k = k or _protected_k(protection) or rank
+    tensors: dict[str, Tensor] = {}
+    layers = {}
+    for name, module in targets.items():
+        d, z = decompositions[name], expert.scales[name]
+        if k > d.rank:
+            raise InputError(f"{name}: k = {k} is larger than the rank {d.rank}")
+        kept = (d.s * (z - 1)).abs().argsort(descending=True)[:k]
+        change = expert_delta(d, z)
+        lost = change - (d.U[:, kept] * (d.s * (z - 1))[kept]) @ d.Vh[kept]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([d.Vh[kept], adapter.A[name].float()])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat(
+            [d.U[:, kept] * (d.s * (z - 1))[kept], adapter.scaling[name] * adapter.B[name].float()], dim=1
+        )
+        layers[name] = {
+            "lost": float(lost.norm() / change.norm().clamp_min(1e-30)),
+            "drift": known[name].drift(lost, weight(module)) if name in known else None,
+        }
+    config = {**adapter.config, "r": rank + k, "lora_alpha": rank + k, "use_rslora": False}
+    config |= {"base_model_name_or_path": record["model"], "rank_pattern": {}, "alpha_pattern": {}}
+    drifts = [layer["drift"] for layer in layers.values() if layer["drift"] is not None]
+    result = {
+        "kind": "combined",
+        "out": str(out),
+        "r": rank + k,
+        "k": k,
+        "lost": (sum(x["lost"] ** 2 for x in layers.values()) / len(layers)) ** 0.5,  # type: ignore[operator]
+        "drift": sum(drifts) / len(drifts) if drifts else None,
+        "layers": layers,
+    }
+    with new_folder(out, "adapter_config.json") as staging:
+        save_tensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(staging / "adapter_config.json", config)
+        combined = {**record, "base": "original", "expert": None, "expert_fingerprint": None, "combined": result}
+        write_json(staging / MARKER, combined)
+        (staging / "README.md").write_text(model_card(combined), encoding="utf-8")
+    return result
+
+
+def _protected_k(protection: Path | None) -> int | None:
+    """k of a component rule's protection (the largest of any matrix)."""
+    if protection is None:
+        return None
+    modules = ProtectedSubspaces.load(protection).record["modules"].values()
+    counts = [len(m["indices"]) for m in modules if m["indices"] is not None]
+    return max(counts) if counts else None

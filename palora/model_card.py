@@ -1,0 +1,47 @@
+"""The README.md of an adapter folder: what it is, what it goes on, what is known about it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """A model card from `palora.json`."""
+    update, facts = record["update"], record["facts"]
+    on_expert = record["base"] == "expert"
+    base = (
+        f"the expert of `{record['model']}`: its weights scaled by the expert folder. Write them out with "
+        "`palora export --as merged`, or make one adapter for the original model with `--as combined`"
+        if on_expert
+        else f"`{record['model']}`"
+    )
+    protection = (
+        "none: this is plain LoRA, the control"
+        if record["rule"] == "none"
+        else f"rule `{record['rule']}`, {_pairs(record['budget'])}, sides {record['sides']}"
+    )
+    return f"""---
+library_name: peft
+tags: [lora, palora, knowledge-injection]
+---
+
+# LoRA adapter: {facts["n"]} facts from {facts["file"]}
+
+A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
+
+- **Goes on** {base}.
+- **Protection**: {protection}.
+- **Size of the update**: ‖ΔW‖ = {_number(update["norm"])} ({_number(update["relative_norm"])} of ‖W‖).
+- **Leak** (largest share of the update inside the protected subspace): {_number(update["leak"])}.
+- **Drift** (how far the update moves the layers' outputs on the skill's inputs): {_number(update["drift"])}.
+
+What was learned and what was lost is in the `evaluation.json` and `report.html` of the run that made it. `palora.json`
+holds the provenance: fingerprints of the base weights, settings, versions.
+"""
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,174 @@
+"""Load a model, find the matrices the method works on, and know them again later.
+
+A *targeted* matrix is a linear weight W (m × n, out × in). `nn.Linear` stores it so; GPT-2's `Conv1D` stores its
+transpose. Everything above this file sees (m, n).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from palora.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+# The MLP matrices of each architecture (config.model_type), as endings of module paths.
+MLP_TARGETS: dict[str, tuple[str, ...]] = {
+    "llama": _GATED,
+    "mistral": _GATED,
+    "qwen2": _GATED,
+    "qwen3": _GATED,
+    "gemma": _GATED,
+    "gemma2": _GATED,
+    "gemma3_text": _GATED,
+    "phi3": ("mlp.gate_up_proj", "mlp.down_proj"),  # gate and up are one fused matrix, decomposed as one
+    "gpt2": ("mlp.c_fc", "mlp.c_proj"),
+}
+
+
+def load_model(
+    path: str | Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model and its tokenizer from a folder or a hub name.
+
+    Args:
+        path: a folder with `config.json` and safetensors weights, or a hub name.
+        dtype: "auto" (as stored), "float32" or "bfloat16".
+        device: "cpu", "cuda", …; by default the first GPU, or the CPU where there is none.
+        revision: a branch, tag or commit of a hub model.
+
+    Returns: the model in evaluation mode, and the tokenizer with a padding token and left padding.
+
+    Raises: InputError where there is no such model, no weights, no tokenizer, or it wants to run its own code.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
+    path = str(path)
+    if Path(path).is_dir():
+        _check_folder(Path(path))
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(f"{path}: no such model folder, and not a hub name (owner/name)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the model {path}: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval(), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        pickled = " (only pickled ones, which are not read: convert them)" if list(folder.glob("*.bin")) else ""
+        raise InputError(f"{folder} has no safetensors weights{pickled}")
+
+
+def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str, nn.Module]:
+    """The targeted linear modules by path, in the model's order.
+
+    Args:
+        model: any model made of `nn.Linear` or `Conv1D`.
+        targets: endings of module paths (`["down_proj"]`, `["mlp.c_proj"]`); by default the MLP matrices of the
+            model's architecture.
+
+    Raises: InputError that lists the candidates, where the architecture is unknown or an ending matches nothing.
+    """
+    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    architecture = getattr(getattr(model, "config", None), "model_type", None)
+    endings = targets or MLP_TARGETS.get(str(architecture))
+    if not endings:
+        raise InputError(
+            f"no default targets for the architecture {architecture!r}; name them with --targets: {_candidates(linears)}"
+        )
+    missing = [e for e in endings if not any(_ends(name, e) for name in linears)]
+    if missing:
+        raise InputError(f"no matrix is named {', '.join(missing)}; candidates for --targets: {_candidates(linears)}")
+    return {name: module for name, module in linears.items() if any(_ends(name, e) for e in endings)}
+
+
+def target_endings(model: nn.Module, names: list[str]) -> list[str]:
+    """The shortest endings that name exactly `names` in `model`: `["down_proj", …]`, or the full paths where a short
+    ending would also catch another matrix (GPT-2 has a `c_proj` in the attention too)."""
+    linears = [name for name, module in model.named_modules() if is_linear(module)]
+    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+    caught = [name for name in linears if any(_ends(name, e) for e in endings)]
+    return endings if sorted(caught) == sorted(names) else sorted(names)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` holds one (m × n) matrix that multiplies its input."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores Wᵀ (n × m), as GPT-2's Conv1D does."""
+    return not isinstance(module, nn.Linear)
+
+
+def weight(module: nn.Module) -> Tensor:
+    """The matrix W (m × n) of a targeted module, a view of its storage in its own dtype."""
+    stored: Tensor = module.weight  # type: ignore[assignment]
+    if not stored.is_floating_point():
+        raise InputError("the model's weights are quantised; decompose the unquantised model")
+    return stored.detach().T if is_transposed(module) else stored.detach()
+
+
+def fingerprints(targets: dict[str, nn.Module]) -> dict[str, str]:
+    """One short hash per targeted matrix. Taken over the bfloat16 values, so that loading the same checkpoint in
+    another dtype gives the same fingerprint."""
+    return {name: fingerprint(weight(module)) for name, module in targets.items()}
+
+
+def fingerprint(matrix: Tensor) -> str:
+    """16 hexadecimal digits that identify a matrix (m × n): its shape and its values in bfloat16."""
+    data = matrix.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(str(tuple(matrix.shape)).encode() + data).hexdigest()[:16]
+
+
+def check_fingerprints(expected: dict[str, str], actual: dict[str, str], what: str, model: str) -> None:
+    """Raise InputError unless `actual` (the model at hand) has every matrix that `what` was made for, unchanged."""
+    for name, value in expected.items():
+        if name not in actual:
+            raise InputError(f"{what} was made for another model: {model} has no targeted matrix {name}")
+        if actual[name] != value:
+            raise InputError(
+                f"{what} was made for other weights: {name} of {model} has fingerprint {actual[name]}, not {value}"
+            )
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many parameters a model has, in all and to train."""
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith("." + ending)
+
+
+def _candidates(linears: dict[str, Any]) -> str:
+    endings = sorted({".".join(n.split(".")[-2:]) if "." in n else n for n in linears})
+    return ", ".join(endings) or "none (the model has no linear layers)"

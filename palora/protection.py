@@ -1,0 +1,248 @@
+"""Between the stages: find the protected subspace of every targeted matrix, by a rule and what is to be kept.
+
+What to keep is a list: skills (their problems and worked solutions), known facts, plain text. Each gives an input
+covariance of trace 1 per matrix, and their weighted sum is what the input rules protect. Before anything is trained, the
+coverage tells what a protection is worth: the share of the skill's input energy inside it, and of the new facts' (a good
+one covers the skill and not the facts).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from palora.decomposition import Decomposition, decompose_targets
+from palora.errors import InputError
+from palora.facts import Fact
+from palora.models import find_targets, fingerprints, target_endings
+from palora.progress import progress_bar
+from palora.prompts import Example, encode_example
+from palora.rules import EXPERT_RULES, INPUT_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
+from palora.scoring import solve
+from palora.skills import Skill
+from palora.statistics import Covariances, InputStatistics, collect, mix, to_tensors
+from palora.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.svf import Expert
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("palora")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is to be kept, and how much each kind weighs (shared equally within a kind)."""
+
+    skills: Sequence[Skill] = ()
+    known_facts: Sequence[Fact] = ()
+    text: Sequence[str] = ()
+    weights: Mapping[str, float] = field(default_factory=lambda: {"skills": 1.0, "known_facts": 1.0, "text": 1.0})
+    examples: int = 512
+
+
+def protect(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rule: str,
+    budget: Budget,
+    sides: Sides | None = None,
+    expert: Expert | None = None,
+    keep: Keep | None = None,
+    facts: Sequence[Fact] = (),
+    targets: list[str] | None = None,
+    model_name: str = "the model",
+    seed: int = 0,
+) -> tuple[ProtectedSubspaces, dict[str, Tensor]]:
+    """Find the protected subspaces.
+
+    Args:
+        model: the original model; with an expert it leaves as the expert (W <- W(z)), on which stage 2 trains.
+        rule, budget, sides: see `rules.py`.
+        keep: what the input statistics are collected from; without it only component rules work, and there is no
+            coverage and no drift.
+        facts: the new facts, for their coverage only.
+        targets: endings of the targeted matrices; by default the expert's, or the MLP matrices.
+
+    Returns: the subspaces with their record, and the skill's input statistics by name, for `drift`.
+
+    Raises: InputError where rule, budget, expert and model do not go together.
+    """
+    sides = check_rule(rule, budget, sides)
+    if rule in EXPERT_RULES and expert is None:
+        raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
+    if rule in INPUT_RULES and keep is None:
+        raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts or --text")
+    modules = find_targets(model, list(expert.scales) if expert else targets)
+    prints = fingerprints(modules)
+    decompositions: dict[str, Decomposition] = {}
+    if expert is not None or rule not in INPUT_RULES | {"none"}:
+        with progress_bar("Decomposing", len(modules)) as advance:
+            decompositions = decompose_targets(modules, advance)
+    if expert is not None:
+        expert.apply(model, model_name, decompositions)
+
+    statistics, skill_only = _statistics(model, tokenizer, modules, keep) if keep else ({}, {})
+    fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
+    generator = torch.Generator().manual_seed(seed)
+    subspaces: dict[str, ProtectedSubspace] = {}
+    described: dict[str, Any] = {}
+    for name in modules:
+        evidence = Evidence(
+            decomposition=decompositions.get(name),
+            scales=expert.scales[name] if expert else None,
+            statistics=statistics.get(name),
+            generator=generator,
+        )
+        try:
+            chosen = RULES[rule](evidence, budget, sides)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        subspace = subspaces[name] = chosen.subspace.to("cpu")
+        described[name] = {
+            "k_input": 0 if subspace.input is None else subspace.input.shape[1],
+            "k_output": 0 if subspace.output is None else subspace.output.shape[1],
+            "rank": min(_shape(modules[name])),
+            "indices": None if chosen.indices is None else chosen.indices.tolist(),
+            "scores": None if chosen.scores is None else [round(float(x), 7) for x in chosen.scores],
+            "coverage": {
+                "skill": _coverage(skill_only.get(name), subspace),
+                "facts": _coverage(fact_statistics.get(name), subspace),
+            },
+        }
+    record = {
+        "kind": "protection",
+        "model": model_name,
+        "rule": rule,
+        "sides": sides,
+        "hard": rule not in SOFT_RULES,
+        "budget": {key: value for key, value in vars(budget).items() if value is not None},
+        "keep": _describe(keep),
+        "expert": expert.record.get("skill") if expert else None,
+        "seed": seed,
+        "target_modules": target_endings(model, list(modules)),
+        "fingerprints": prints,
+        "coverage": {kind: _mean([m["coverage"][kind] for m in described.values()]) for kind in ("skill", "facts")},
+        "modules": described,
+    }
+    return ProtectedSubspaces(subspaces, record), to_tensors(skill_only)
+
+
+def coverage_warning(record: Mapping[str, Any]) -> str | None:
+    """A sentence for a protection that cannot help much: it covers too little of the skill, or the facts as much."""
+    skill, facts = record["coverage"]["skill"], record["coverage"]["facts"]
+    if record["rule"] == "none" or skill is None:
+        return None
+    if record["sides"] != "output" and skill < 0.5:
+        return f"the protection covers only {skill:.0%} of the skill's input energy: expect it to protect little"
+    if facts is not None and facts >= skill:
+        return f"the protection covers the facts' inputs ({facts:.0%}) as much as the skill's ({skill:.0%})"
+    return None
+
+
+def _statistics(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: dict[str, nn.Module], keep: Keep
+) -> tuple[dict[str, InputStatistics], dict[str, InputStatistics]]:
+    """The mixed statistics of everything to keep, and those of the skills alone (empty without a skill)."""
+    parts: list[tuple[float, Covariances]] = []
+    skills: list[tuple[float, Covariances]] = []
+
+    def add(label: str, weight: float, examples: Sequence[Example]) -> Covariances:
+        with progress_bar(f"Statistics of {label}", len(examples)) as advance:
+            covariances = collect(model, modules, examples, progress=advance)
+        if weight > 0:
+            parts.append((weight, covariances))
+        return covariances
+
+    for skill in keep.skills:
+        weight = keep.weights["skills"] / len(keep.skills)
+        skills.append((1.0, add(skill.name, weight, skill_examples(model, tokenizer, skill, keep.examples))))
+    if keep.known_facts and keep.weights["known_facts"] > 0:
+        known = [encode_example(tokenizer, f.question, f.answer) for f in keep.known_facts[: keep.examples]]
+        add("the known facts", keep.weights["known_facts"], known)
+    if keep.text and keep.weights["text"] > 0:
+        add("the text", keep.weights["text"], [_passage(tokenizer, t) for t in keep.text[: keep.examples]])
+    if not parts:
+        raise InputError("nothing is to be kept: every weight under keep is 0")
+    mixed = mix(parts)
+    if len(parts) == len(skills) == 1:
+        return mixed, mixed
+    return mixed, mix(skills) if skills else {}
+
+
+def skill_examples(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", skill: Skill, n: int
+) -> list[Example]:
+    """Tokenised problems with worked solutions: the gold ones where the skill has them, otherwise the model's own right
+    answers. Raises InputError where the model solves none of `n` problems."""
+    problems = skill.problems("train", n, 0)
+    if all(p.solution is not None for p in problems):
+        return [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
+    with progress_bar(f"Solving {skill.name}", len(problems)) as advance:
+        answers = solve(model, tokenizer, skill, problems, progress=advance)
+    right = [encode_example(tokenizer, a.prompt, a.text) for a in answers if a.correct]
+    if not right:
+        raise InputError(
+            f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
+        )
+    return right
+
+
+def _fact_statistics(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    modules: dict[str, nn.Module],
+    facts: Sequence[Fact],
+    keep: Keep | None,
+) -> dict[str, InputStatistics]:
+    if not facts:
+        return {}
+    limit = keep.examples if keep else Keep().examples
+    return mix(
+        [
+            (
+                1.0,
+                collect(model, modules, [encode_example(tokenizer, f.question, f.answer) for f in facts[:limit]]),
+            )
+        ]
+    )
+
+
+def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:
+    ids = tokenizer(text, truncation=True, max_length=512)["input_ids"]
+    return Example(ids, [])
+
+
+def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -> float | None:
+    if statistics is None:
+        return None
+    return round(
+        statistics.coverage(None if subspace.input is None else subspace.input.to(statistics.factor.device)),
+        6,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return round(mean(known), 6) if known else None
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    m, n = module.weight.shape  # type: ignore[union-attr, misc]
+    return int(m), int(n)  # type: ignore[arg-type]
+
+
+def _describe(keep: Keep | None) -> dict[str, Any] | None:
+    if keep is None:
+        return None
+    return {
+        "skills": [skill.name for skill in keep.skills],
+        "known_facts": len(keep.known_facts),
+        "text": len(keep.text),
+        "weights": dict(keep.weights),
+        "examples": keep.examples,
+    }

@@ -1,0 +1,234 @@
+"""The one typed configuration. `recipes/*.yaml` are its instances, and the command line's options are its fields.
+
+The `paper` recipe carries the published defaults of the closest public code; the defaults here are the ones we recommend.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from palora.errors import InputError
+
+
+DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExpertSettings(_Settings):
+    """Stage 1: the singular value fine-tuning expert."""
+
+    objective: Literal["reward", "next_token"] = Field(
+        "reward",
+        description="reward: REINFORCE on verifiable answers; next_token: the gold solutions' loss (cheap)",
+    )
+    parametrisation: Literal["linear", "sigmoid"] = Field(
+        "sigmoid", description="how z follows from the trained vector"
+    )
+    iterations: int = Field(200, ge=1, description="optimizer steps")
+    batch_size: int = Field(256, ge=1, description="problems a step")
+    micro_batch_size: int = Field(64, ge=1, description="problems in memory at once")
+    learning_rate: float = Field(2e-3, gt=0, description="Adam")
+    max_grad_norm: float = Field(1e-3, gt=0, description="gradient clip over all scales")
+    temperature: float = Field(0.0, ge=0, description="of the rollouts; 0 is greedy")
+    baseline: bool = Field(False, description="subtract the batch's mean reward")
+    validate_every: int = Field(10, ge=1, description="steps between validations; the best one is kept")
+    validation_size: int = Field(256, ge=1, description="validation problems a skill")
+    train_size: int | None = Field(None, ge=1, description="training problems a skill; all by default")
+
+
+class KeepSettings(_Settings):
+    """What is to be kept: relative weights of what the protection's statistics are collected from."""
+
+    skills: float = Field(1.0, ge=0, description="weight of the skills, shared equally")
+    known_facts: float = Field(0.0, ge=0, description="weight of the known facts")
+    text: float = Field(0.0, ge=0, description="weight of the plain text")
+    examples: int = Field(512, ge=1, description="examples taken of each")
+
+
+class ProtectSettings(_Settings):
+    """The protected subspace. One of k, fraction, share and strength."""
+
+    rule: str = Field("covariance", description="svf, svf_weighted, sigma, random, activation, covariance or none")
+    k: int | None = Field(None, description="protected directions a matrix")
+    fraction: float | None = Field(None, description="… as a fraction of the rank")
+    share: float | None = Field(None, description="… as a share of the importance (activation: of the input energy)")
+    strength: float | None = Field(None, description="g of the soft rule covariance")
+    sides: Literal["both", "input", "output"] | None = Field(None, description="by default both; input for input rules")
+    keep: KeepSettings = Field(default_factory=KeepSettings)  # type: ignore[arg-type]
+
+
+class InjectSettings(_Settings):
+    """Stage 2: LoRA on the facts."""
+
+    base: Literal["expert", "original"] = Field("expert", description="the weights the adapter is trained on")
+    r: int = Field(16, ge=1, description="rank of the adapter")
+    lora_alpha: int = Field(32, ge=1, description="the update is scaled by lora_alpha / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field("constant", description="over the epochs")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clip")
+    epochs: int = Field(10, ge=1, description="at most this many passes over the facts")
+    batch_size: int = Field(8, ge=1, description="facts a step")
+    paraphrases: bool = Field(False, description="train on the paraphrases too (then paraphrase recall proves nothing)")
+    stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
+    recall_every: int = Field(2, ge=1, description="epochs between the recall checks of stop_at_recall")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
+    bf16: bool = Field(False, description="bfloat16 autocast while training")
+
+
+class EvaluateSettings(_Settings):
+    """What is measured, by free greedy generation."""
+
+    problems: int = Field(400, ge=1, description="test problems a skill")
+    facts: int | None = Field(None, ge=1, description="at most this many facts; all by default")
+    batch_size: int = Field(64, ge=1, description="prompts a batch")
+    max_answer_tokens: int = Field(32, ge=1, description="length limit of an answer to a fact")
+    answers: int = Field(10, ge=0, description="answers of every arm shown side by side in the report")
+
+
+class ArmSettings(_Settings):
+    """One more arm: the same facts and budget under another protection or other settings."""
+
+    protect: dict[str, Any] | None = Field(None, description="replaces `protect`; none is plain LoRA")
+    inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`")
+
+
+class Recipe(_Settings):
+    """A whole run: model, skill and facts in; adapter and report out."""
+
+    model: str = Field(description="a folder or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
+    device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
+    seed: int = Field(0, ge=0, description="of everything random")
+    targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
+    skills: list[str] = Field(
+        min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
+    )
+    facts: str = Field(description="JSONL, CSV or Parquet with question and answer")
+    known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
+    text: str | None = Field(None, description="a plain text file to keep, one passage a line")
+    expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
+    protect: ProtectSettings = Field(default_factory=lambda: ProtectSettings(strength=DEFAULT_STRENGTH))  # type: ignore[call-arg]
+    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+    arms: dict[str, ArmSettings] = Field(
+        default_factory=dict, description="more arms beside base, expert, lora, palora"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        reserved = {"base", "expert", "palora"} & set(self.arms)
+        if reserved:
+            raise ValueError(f"arms.{sorted(reserved)[0]} is always there; only lora and new names can be set")
+        for name in self.arms:
+            self.arm(name)
+        return self
+
+    def arm(self, name: str) -> tuple[ProtectSettings, InjectSettings]:
+        """The settings of a trained arm: `palora`, the control `lora` (no protection), or one of `arms`."""
+        if name == "palora":
+            return self.protect, self.inject
+        own = self.arms.get(name) or ArmSettings()  # type: ignore[call-arg]
+        protect = ProtectSettings.model_validate(own.protect or {"rule": "none"})
+        return protect, InjectSettings.model_validate(self.inject.model_dump() | own.inject)
+
+    @property
+    def trained_arms(self) -> list[str]:
+        """The arms that are trained, in the order of the report: lora, the extra ones, palora."""
+        return ["lora", *(name for name in self.arms if name != "lora"), "palora"]
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`inject.r=8`, `arms.svf.protect.k=64`).
+
+    Paths of files in the recipe that exist beside it are taken from there.
+
+    Raises: InputError that names the file, the key and the allowed values.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
+    for key in ("model", "facts", "known_facts", "text"):
+        _beside(values, key, path.parent)
+    if isinstance(values.get("skills"), list):
+        for index, skill in enumerate(values["skills"]):
+            if isinstance(skill, str) and skill.endswith(".jsonl"):
+                _beside(values["skills"], index, path.parent)
+    for override in overrides or []:
+        _override(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from plain values. Raises InputError naming the first wrong key."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem of a validation in one line: the key, what is wrong, how many more there are."""
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "no such key"
+    elif first["type"] == "missing":
+        message = "is missing"
+    message = message.splitlines()[0]
+    return f"{key}: {message}" + (f" (and {len(rest)} more)" if rest else "")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _beside(container: Any, key: Any, folder: Path) -> None:
+    value = container.get(key) if isinstance(container, dict) else container[key]
+    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        container[key] = str(folder / value)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: overrides look like key=value, for example inject.r=8")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{override!r}: {parent} has no keys of its own")
+    try:
+        node[last] = yaml.safe_load(text)
+        if isinstance(node[last], str):  # YAML 1.1 reads 1e-3 as text
+            node[last] = float(text) if _is_float(text) else node[last]
+    except yaml.YAMLError:
+        raise InputError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""The protection rules: which subspace of each matrix an update may not touch.
+
+A rule is one small function from the evidence about one matrix W (m × n) to its protected bases. Component rules order
+the singular components of W by an importance, and protect the first of them:
+
+    svf            abs(z_eff − 1)         what the expert moved (PALoRA, arXiv 2605.24549)
+    svf_weighted   s · abs(z_eff − 1)     the same, by what the move changes in W
+    sigma          s²                     the top singular values (OPLoRA, arXiv 2510.13003)
+    random         uniform                the control that tells whether the choice matters
+
+Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be kept, and protect the input side only:
+
+    activation     leading eigenvectors of C (the geometry of LoRA-Null and AlphaEdit)
+    covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours)
+
+`none` protects nothing: plain LoRA.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from palora.decomposition import Decomposition
+from palora.errors import InputError
+from palora.statistics import InputStatistics
+from palora.subspace import ProtectedSubspace
+
+Sides = Literal["both", "input", "output"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to protect in each matrix: exactly one of the four.
+
+    Args:
+        k: a number of directions.
+        fraction: of the rank r = min(m, n) (component rules) or of the n inputs (`activation`), in (0, 1].
+        share: of the total importance (for `activation`: of the energy of the inputs), in (0, 1].
+        strength: g of the soft rule `covariance`, > 0.
+    """
+
+    k: int | None = None
+    fraction: float | None = None
+    share: float | None = None
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) > 1:
+            raise InputError(f"give one of k, fraction, share and strength, not {' and '.join(given)}")
+        for name in ("fraction", "share"):
+            value = given.get(name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} must be over 0 and at most 1, not {value}")
+        if self.k is not None and self.k < 1:
+            raise InputError(f"k must be at least 1, not {self.k}")
+        if self.strength is not None and not self.strength > 0:
+            raise InputError(f"strength must be over 0, not {self.strength}")
+
+    def count(self, importance: Tensor) -> int:
+        """How many of the most important directions (importance (r,), any order) the budget buys.
+
+        Raises: InputError where k is larger than r.
+        """
+        r = importance.numel()
+        if self.k is not None:
+            if self.k > r:
+                raise InputError(f"k = {self.k} is larger than the rank {r}")
+            return self.k
+        if self.fraction is not None:
+            return max(1, round(self.fraction * r))
+        if self.share is not None:
+            cumulative = importance.sort(descending=True).values.double().cumsum(0)
+            return int((cumulative < self.share * cumulative[-1] * (1 - 1e-9)).sum().clamp_max(r - 1)) + 1
+        raise InputError("this rule needs k, fraction or share")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule may look at, for one matrix.
+
+    Args:
+        decomposition: of W, or None where no rule or expert needs it.
+        scales: the expert's effective scales z_eff (r,), or None without an expert.
+        statistics: the inputs that are to be kept, or None where none were collected.
+        generator: seeded, for `random`.
+    """
+
+    decomposition: Decomposition | None
+    scales: Tensor | None
+    statistics: InputStatistics | None
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rule chose: the bases, the protected components (indices into the spectrum, None for input rules) and the
+    score of every direction: its importance, or for the soft rule its weight w in [0, 1)."""
+
+    subspace: ProtectedSubspace
+    indices: Tensor | None
+    scores: Tensor | None
+
+
+Rule = Callable[[Evidence, Budget, Sides], Selection]
+
+
+def _components(importance: Callable[[Evidence], Tensor]) -> Rule:
+    """The rule that protects the singular components with the highest `importance` (r,)."""
+
+    def rule(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+        scores = importance(evidence)
+        indices = scores.argsort(descending=True, stable=True)[: budget.count(scores)].sort().values
+        d = _decomposed(evidence)
+        subspace = ProtectedSubspace(
+            input=d.Vh[indices].T.contiguous() if sides in ("both", "input") else None,
+            output=d.U[:, indices].contiguous() if sides in ("both", "output") else None,
+        )
+        return Selection(subspace, indices, scores)
+
+    return rule
+
+
+def _decomposed(evidence: Evidence) -> Decomposition:
+    if evidence.decomposition is None:
+        raise InputError("this rule needs the decomposition of the matrix")
+    return evidence.decomposition
+
+
+def _scales(evidence: Evidence) -> Tensor:
+    if evidence.scales is None:
+        raise InputError("the rule svf needs an expert: give --expert, or choose another rule")
+    return evidence.scales
+
+
+def _kept(evidence: Evidence) -> InputStatistics:
+    if evidence.statistics is None:
+        raise InputError("this rule needs something to keep: give --skill, --known-facts or --text")
+    return evidence.statistics
+
+
+def activation(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+    """V = the leading eigenvectors of C."""
+    kept = _kept(evidence)
+    k = budget.count(kept.eigenvalues)
+    return Selection(ProtectedSubspace(input=kept.directions[:, :k].contiguous()), None, kept.eigenvalues)
+
+
+def covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+    """V = E diag(sqrt(w)), w = g·l / (1 + g·l) for the eigenvalues l of n·C / tr C (mean 1)."""
+    kept = _kept(evidence)
+    if budget.strength is None:
+        raise InputError("the rule covariance takes --strength, not k, fraction or share")
+    n = kept.factor.shape[0]
+    relative = n * kept.eigenvalues / kept.trace
+    w = budget.strength * relative / (1 + budget.strength * relative)
+    seen = w > 1e-6  # directions the text never uses are free anyway: do not store them
+    return Selection(ProtectedSubspace(input=(kept.directions * w.sqrt())[:, seen].contiguous()), None, w)
+
+
+def none(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+    """Nothing is protected."""
+    return Selection(ProtectedSubspace(), None, None)
+
+
+RULES: dict[str, Rule] = {
+    "svf": _components(lambda e: (_scales(e) - 1).abs()),
+    "svf_weighted": _components(lambda e: _decomposed(e).s.cpu() * (_scales(e) - 1).abs()),
+    "sigma": _components(lambda e: _decomposed(e).s.square()),
+    "random": _components(lambda e: torch.rand(_decomposed(e).rank, generator=e.generator)),
+    "activation": activation,
+    "covariance": covariance,
+    "none": none,
+}
+INPUT_RULES = frozenset({"activation", "covariance"})  # these have no output side
+SOFT_RULES = frozenset({"covariance"})
+EXPERT_RULES = frozenset({"svf", "svf_weighted"})  # these need an expert
+
+
+def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
+    """Check that a rule, a budget and sides go together, before any work is done.
+
+    Returns: the sides, with the rule's default for None: `input` for input rules, `both` for the others.
+
+    Raises: InputError.
+    """
+    if rule not in RULES:
+        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
+    if sides not in (None, "both", "input", "output"):
+        raise InputError(f"unknown sides {sides!r}; choose both, input or output")
+    given = [name for name, value in vars(budget).items() if value is not None]
+    if rule == "none" and given:
+        raise InputError(f"the rule none protects nothing and takes no {given[0]}")
+    if rule in SOFT_RULES and given != ["strength"]:
+        raise InputError(f"the rule {rule} takes a strength" + (f", not {given[0]}" if given else ""))
+    if rule not in SOFT_RULES and rule != "none":
+        if budget.strength is not None:
+            raise InputError(f"the rule {rule} takes k, fraction or share; strength belongs to covariance")
+        if not given:
+            raise InputError(f"the rule {rule} needs k, fraction or share")
+    if rule == "random" and budget.share is not None:
+        raise InputError("random components have no share of an importance; give k or fraction")
+    if rule in INPUT_RULES and sides in ("both", "output"):
+        raise InputError(f"the rule {rule} protects the input side only; use sides input")
+    return sides or ("input" if rule in INPUT_RULES else "both")

@@ -1,0 +1,151 @@
+"""What goes into a matrix: the input covariance C = Σ x xᵀ (n × n) over the tokens of some text, and what follows from it.
+
+    coverage = tr(Vᵀ C V) / tr(C)                      the share of those inputs' energy inside a protected subspace
+    drift    = sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ))         how far an update moves the output on those inputs, relatively
+
+C is kept as a factor F (n × q) with C ≈ F Fᵀ, the leading eigenvectors scaled by the square roots of their eigenvalues,
+in descending order. Then coverage is ‖Vᵀ F‖² / tr C, drift is ‖ΔW F‖ / ‖W F‖, and a rule that protects leading directions
+takes leading columns.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from palora.errors import InputError
+from palora.prompts import Example, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+MAX_DIRECTIONS = 4096  # columns kept of F; a full basis of 14,336 inputs would be 0.8 GB a matrix
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """The input covariance of one matrix: `factor` F (n, q) with descending column norms, and `trace` = tr C (1 for
+    normalised statistics), which also counts the energy that F leaves out."""
+
+    factor: Tensor
+    trace: float
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """The leading eigenvalues of C, (q,), descending."""
+        return self.factor.square().sum(0)
+
+    @property
+    def directions(self) -> Tensor:
+        """The leading orthonormal eigenvectors of C, (n, q)."""
+        return self.factor / self.factor.norm(dim=0).clamp_min(1e-30)
+
+    def coverage(self, basis: Tensor | None) -> float:
+        """tr(Vᵀ C V) / tr(C) for an input basis V (n, k); 0 without one."""
+        if basis is None:
+            return 0.0
+        return float((basis.T @ self.factor).square().sum() / self.trace)
+
+    def drift(self, delta: Tensor, weight: Tensor) -> float:
+        """sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)) for ΔW and W (m, n)."""
+        return float((delta.float() @ self.factor).norm() / (weight.float() @ self.factor).norm())
+
+
+Covariances = dict[str, Tensor]
+
+
+@torch.no_grad()
+def collect(
+    model: "PreTrainedModel",
+    targets: dict[str, nn.Module],
+    examples: Sequence[Example],
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> Covariances:
+    """C = Σ x xᵀ / Σ ‖x‖² at every targeted matrix, over every token of `examples` (prompt and answer).
+
+    Args:
+        examples: tokenised texts; padding never enters the sums.
+        progress: called with the number of examples each batch finished.
+
+    Returns: for each module path a float32 matrix (n, n) of trace 1, on the module's device.
+
+    Raises: InputError without examples.
+    """
+    if not examples:
+        raise InputError("no text to collect statistics from")
+    sums: Covariances = {}
+    rows = [[*e.prompt, *e.answer] for e in examples]
+    state: dict[str, Tensor] = {}
+    with _inputs(targets, sums, state):
+        for group in batches([len(r) for r in rows], batch_size):
+            width = max(len(rows[i]) for i in group)
+            ids = torch.zeros(len(group), width, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(group):
+                ids[row, : len(rows[index])] = torch.tensor(rows[index])
+                mask[row, : len(rows[index])] = 1
+            state["mask"] = mask.bool().to(model.device)
+            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+            if progress:
+                progress(len(group))
+    for name, covariance in sums.items():
+        if not torch.isfinite(covariance).all():
+            raise InputError(f"the inputs of {name} are not finite: the model is damaged or overflows in its dtype")
+    return {name: covariance / covariance.trace() for name, covariance in sums.items()}
+
+
+@contextmanager
+def _inputs(targets: dict[str, nn.Module], sums: Covariances, state: dict[str, Tensor]) -> "Iterator[None]":
+    """While open, every targeted module adds the outer products of its unmasked inputs to `sums`."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0][state["mask"]].float()
+            if name not in sums:
+                sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
+            sums[name].addmm_(x.T, x)
+
+        return add
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mix(parts: Sequence[tuple[float, Covariances]]) -> dict[str, InputStatistics]:
+    """Σ weight_i C_i over several things to keep, each of trace 1, as leading eigenvectors.
+
+    Args:
+        parts: (weight, covariances) of each thing; weights are relative.
+    """
+    total = sum(w for w, _ in parts)
+    return {name: factorise(sum(((w / total) * c[name] for w, c in parts), torch.zeros(()))) for name in parts[0][1]}
+
+
+def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> InputStatistics:
+    """The leading eigenvectors of C (n, n), scaled by the square roots of their eigenvalues."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance.double())
+    order = torch.argsort(eigenvalues, descending=True)[:max_directions]
+    scaled = vectors[:, order] * eigenvalues[order].clamp_min(0).sqrt()
+    return InputStatistics(scaled.float(), float(covariance.trace()))
+
+
+def to_tensors(statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
+    """For saving: `<module>.factor` (n, q) and `<module>.trace` ()."""
+    factors = {f"{name}.factor": s.factor for name, s in statistics.items()}
+    return factors | {f"{name}.trace": torch.tensor(s.trace) for name, s in statistics.items()}
+
+
+def from_tensors(tensors: dict[str, Tensor]) -> dict[str, InputStatistics]:
+    """The inverse of `to_tensors`."""
+    names = [key.removesuffix(".factor") for key in tensors if key.endswith(".factor")]
+    return {n: InputStatistics(tensors[f"{n}.factor"], float(tensors[f"{n}.trace"])) for n in names}

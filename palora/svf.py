@@ -1,0 +1,137 @@
+"""Singular value fine-tuning (Transformer², arXiv 2501.06252): one scale per singular component.
+
+    W(z) = U diag(s · z) Vᵀ = W + U diag(s · (z − 1)) Vᵀ,        z in Rʳ, z = 1 is the base model
+
+The second form is the one computed: at z = 1 it is W exactly, whatever the rounding of the SVD. Two parametrisations of
+z by the trained vector p (r,), both starting at z_eff = 1:
+
+    linear     z_eff = p
+    sigmoid    z_eff = z · Σs / Σ(s·z) with z = sigmoid(p): the sum of the singular values is kept (the reference code)
+
+Only the effective scale z_eff, what really multiplies s, is ever stored or ranked.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from palora.decomposition import Decomposition, decompose_targets
+from palora.errors import InputError
+from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
+from palora.models import check_fingerprints, find_targets, fingerprints, is_transposed, weight
+
+MARKER = "expert.json"
+Parametrisation = Literal["linear", "sigmoid"]
+_SIGMOID_START = 0.1  # any constant gives z_eff = 1; the reference code starts around 0.1
+
+
+def effective_scale(p: Tensor, s: Tensor, parametrisation: Parametrisation) -> Tensor:
+    """z_eff (r,) from the trained vector p (r,) and the singular values s (r,)."""
+    if parametrisation == "linear":
+        return p
+    z = torch.sigmoid(p)
+    return z * s.sum() / (s * z).sum()
+
+
+def expert_delta(d: Decomposition, z: Tensor) -> Tensor:
+    """U diag(s · (z − 1)) Vᵀ (m, n): what the scales z (r,) change in W."""
+    return (d.U * (d.s * (z - 1))) @ d.Vh
+
+
+class SVF(nn.Module):
+    """A parametrisation (`torch.nn.utils.parametrize`) of the weight of a linear module: W -> W(z)."""
+
+    def __init__(self, d: Decomposition, parametrisation: Parametrisation, transposed: bool = False) -> None:
+        super().__init__()
+        self.parametrisation: Parametrisation = parametrisation
+        self.transposed = transposed
+        self.register_buffer("U", d.U, persistent=False)
+        self.register_buffer("s", d.s, persistent=False)
+        self.register_buffer("Vh", d.Vh, persistent=False)
+        self.p = nn.Parameter(torch.full_like(d.s, 1.0 if parametrisation == "linear" else _SIGMOID_START))
+
+    def scale(self) -> Tensor:
+        """z_eff (r,), differentiable."""
+        return effective_scale(self.p, self.s, self.parametrisation)
+
+    def forward(self, stored: Tensor) -> Tensor:
+        delta = expert_delta(Decomposition(self.U, self.s, self.Vh), self.scale())
+        return (stored + (delta.T if self.transposed else delta)).to(stored.dtype)
+
+
+@contextmanager
+def svf_layers(
+    targets: dict[str, nn.Module], decompositions: dict[str, Decomposition], parametrisation: Parametrisation
+) -> Iterator[dict[str, SVF]]:
+    """While open, the weight of every targeted module is W(z), with z trainable; afterwards it is W again.
+
+    Yields: the SVF of each module path; train their `p`, read their `scale()`.
+    """
+    layers: dict[str, SVF] = {}
+    try:
+        for name, module in targets.items():
+            layers[name] = SVF(decompositions[name], parametrisation, is_transposed(module))
+            # unsafe: the parametrisation maps a weight to another of the same shape, and needs no right inverse
+            parametrize.register_parametrization(module, "weight", layers[name], unsafe=True)
+        yield layers
+    finally:
+        for module in targets.values():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training
+    (base model, fingerprints, parametrisation, skill, objective, accuracies)."""
+
+    scales: dict[str, Tensor]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, metrics: Path | None = None) -> None:
+        """Write `scales.safetensors` and `expert.json`, atomically, and a copy of the training curve `metrics`."""
+        with new_folder(Path(folder), MARKER) as staging:
+            if metrics is not None:
+                shutil.copy(metrics, staging / "metrics.jsonl")
+            save_tensors(staging / "scales.safetensors", self.scales)
+            write_json(staging / MARKER, self.record)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Expert":
+        """Read a folder that `save` wrote. Raises InputError if it is not one."""
+        folder = Path(folder)
+        if not (folder / MARKER).exists():
+            raise InputError(f"{folder} is not an expert folder (no {MARKER}); train one with `palora expert`")
+        return cls(load_tensors(folder / "scales.safetensors"), read_json(folder / MARKER))
+
+    def targets(self, model: nn.Module, name: str) -> dict[str, nn.Module]:
+        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the very same."""
+        targets = find_targets(model, list(self.scales))
+        check_fingerprints(self.record["fingerprints"], fingerprints(targets), "the expert", name)
+        return targets
+
+    @torch.no_grad()
+    def apply(
+        self,
+        model: nn.Module,
+        name: str = "the model",
+        decompositions: dict[str, Decomposition] | None = None,
+    ) -> None:
+        """Turn the base model into the expert, in place: W <- W(z). Raises InputError on another model.
+
+        Args:
+            name: what error messages call the model.
+            decompositions: of the original weights, where they are at hand.
+        """
+        targets = self.targets(model, name)
+        decompositions = decompositions or decompose_targets(targets)
+        for path, module in targets.items():
+            d = decompositions[path]
+            weight(module).add_(expert_delta(d, self.scales[path].to(d.s.device)))

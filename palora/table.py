@@ -1,0 +1,53 @@
+"""Results on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def evaluation_table(evaluation: Mapping[str, Any]) -> None:
+    """Print the arms of an evaluation: facts learned, what is known still, and each skill with its retention."""
+    from rich.console import Console
+    from rich.table import Table
+
+    arms = {name: arm for name, arm in evaluation["arms"].items() if arm is not None}
+    skills = list(next(iter(arms.values()))["skills"])
+    table = Table(title="Facts learned, skill kept", title_justify="left")
+    table.add_column("arm")
+    for heading in ("recall", "paraphrases", "known facts"):
+        table.add_column(heading, justify="right")
+    for skill in skills:
+        table.add_column(skill, justify="right")
+        table.add_column("vs expert", justify="right")
+    for heading in ("‖ΔW‖/‖W‖", "drift", "leak"):
+        table.add_column(heading, justify="right")
+    for name, arm in arms.items():
+        update = evaluation["update"].get(name, {})
+        cells = [percent(arm[key]) for key in ("recall", "paraphrase_recall", "locality")]
+        for skill in skills:
+            low, high = arm["skills"][skill]["ci95"]
+            cells.append(f"{percent(arm['skills'][skill]['accuracy'])} [{low:.0%}, {high:.0%}]")
+            cells.append(percent(evaluation["retention"][name][skill]["vs_expert"]))
+        cells += [number(update.get(key)) for key in ("relative_norm", "drift", "leak")]
+        table.add_row(name, *cells, style="bold" if name == "palora" else None)
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; a dash where it was not measured."""
+    return "–" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a dash where it was not measured."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def value_text(value: Any) -> str:
+    """One value on one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value)) or "–"
+    return "–" if value is None else str(value)

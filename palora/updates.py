@@ -1,0 +1,114 @@
+"""What an adapter does to each matrix, measured: norm, leak and drift of ΔW = (α / r) B A.
+
+An adapter folder is read as plain safetensors, so this holds for any LoRA adapter of linear layers, whoever made it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palora.errors import InputError
+from palora.files import load_tensors, read_json
+from palora.models import weight
+from palora.statistics import InputStatistics
+from palora.subspace import ProtectedSubspaces
+
+MARKER = "palora.json"  # what makes an adapter folder ours
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A saved LoRA adapter: A (r, n) and B (m, r) by module path, with the scaling α / r of each."""
+
+    A: dict[str, Tensor]
+    B: dict[str, Tensor]
+    scaling: dict[str, float]
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Adapter":
+        """Read a PEFT LoRA folder. Raises InputError if it is not one, or a kind whose ΔW is not (α / r) B A."""
+        folder = Path(folder)
+        if not (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder} is not an adapter folder (no adapter_config.json)")
+        config = read_json(folder / "adapter_config.json")
+        if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias") not in (None, False):
+            raise InputError(f"{folder}: not a plain LoRA adapter (DoRA, biases and other methods are not read)")
+        tensors = load_tensors(folder / "adapter_model.safetensors")
+        A, B = ({_module(k): t for k, t in tensors.items() if f".lora_{x}." in k} for x in "AB")
+        if not A or set(A) != set(B) or len(A) + len(B) != len(tensors):
+            raise InputError(f"{folder}: adapter_model.safetensors is not made of lora_A and lora_B pairs")
+        scaling = {
+            name: config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
+            for name, a in A.items()
+        }
+        return cls(A, B, scaling, config)
+
+    def delta(self, name: str) -> Tensor:
+        """ΔW (m, n) of one matrix, float32."""
+        return self.scaling[name] * (self.B[name].float() @ self.A[name].float())
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the adapter holds."""
+        return sum(t.numel() for factors in (self.A, self.B) for t in factors.values())
+
+
+def _module(key: str) -> str:
+    return key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+
+
+@torch.no_grad()
+def measure_update(
+    adapter: Adapter,
+    modules: Mapping[str, nn.Module],
+    protection: ProtectedSubspaces | None = None,
+    statistics: Mapping[str, InputStatistics] | None = None,
+) -> dict[str, Any]:
+    """Norm, relative norm, leak and drift of an adapter, in all and per matrix.
+
+    Args:
+        modules: the linear modules of the model it was trained on, without the adapter; they give W.
+        protection: what the leak is measured against; None or a soft protection: no leak.
+        statistics: the inputs that drift is measured on; None: no drift.
+
+    Returns: `{"leak", "drift", "norm", "relative_norm", "parameters", "layers": {path: {…}}}`. The totals:
+    leak is the largest of any matrix, drift the mean, norm sqrt(Σ ‖ΔW‖²), relative_norm that over sqrt(Σ ‖W‖²).
+    """
+    hard = (
+        protection is not None
+        and protection.hard
+        and any(s.input is not None or s.output is not None for s in protection.values())
+    )
+    layers: dict[str, dict[str, float | None]] = {}
+    weights = 0.0
+    for name in adapter.A:
+        if name not in modules:
+            raise InputError(f"the adapter has {name}, which the model does not")
+        W = weight(modules[name]).float()
+        delta = adapter.delta(name).to(W.device)
+        if delta.shape != W.shape:
+            raise InputError(f"the adapter's {name} is {tuple(delta.shape)}, the model's {tuple(W.shape)}")
+        norm, size = float(delta.norm()), float(W.norm())
+        weights += size**2
+        layers[name] = {
+            "norm": norm,
+            "relative_norm": norm / size,
+            "leak": protection[name].to(W.device).leak(delta) if hard and protection and name in protection else None,
+            "drift": statistics[name].drift(delta, W) if statistics and name in statistics else None,
+        }
+    total = sum((layer["norm"] or 0.0) ** 2 for layer in layers.values()) ** 0.5
+    leaks = [x for layer in layers.values() if (x := layer["leak"]) is not None]
+    drifts = [x for layer in layers.values() if (x := layer["drift"]) is not None]
+    return {
+        "leak": max(leaks) if leaks else None,
+        "drift": sum(drifts) / len(drifts) if drifts else None,
+        "norm": total,
+        "relative_norm": total / weights**0.5,
+        "parameters": adapter.parameters,
+        "layers": layers,
+    }
