@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command is known to be well-formed: `palora --help` is instant."""
+"""The command line. Nothing heavy is imported before a command is known to be well-formed: --help is instant."""
 
 import json
 import logging

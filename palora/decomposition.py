@@ -1,11 +1,12 @@
 """The thin singular value decomposition of every targeted matrix: W = U diag(s) Vᵀ.
 
-With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). U and V have orthonormal columns also where
-W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
+With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). U and V have orthonormal columns also
+where W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
 """
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +76,8 @@ def _cached(matrix: Tensor) -> Decomposition:
         except (InputError, TypeError):
             pass  # a damaged cache file is no reason to stop: it is computed and written again
     made = decompose(matrix)
-    try:
+    with suppress(PaloraError):  # a cache that cannot be written (full disk, read-only home) costs time, not the run
         save_tensors(path, {"U": made.U, "s": made.s, "Vh": made.Vh})
-    except PaloraError:
-        pass  # a cache that cannot be written (full disk, read-only home) costs time, not the run
     return made
 
 

@@ -4,10 +4,11 @@ Only the scales z are trained, one per singular component of every targeted matr
 
     reward      REINFORCE on verifiable answers: minimise −mean (R − b) log p(answer), R = +1 right, −1 wrong. The model
                 answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`).
-    next_token  the mean loss of the gold solutions' tokens. Cheap; in the SVF paper's ablation it lowered GSM8K (75.9 -> 60.5).
+    next_token  the mean loss of the gold solutions' tokens. Cheap; in the SVF paper's ablation it lowered GSM8K
+                (75.9 -> 60.5).
 
-The best validation checkpoint is what is kept; the first one is the untouched base, so the expert is never worse than it
-on the validation problems.
+The best validation checkpoint is what is kept; the first one is the untouched base, so the expert is never worse than
+it on the validation problems.
 """
 
 import random

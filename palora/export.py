@@ -115,7 +115,7 @@ def _merge(
         "out": str(out),
         "dtype": str(model.dtype).removeprefix("torch."),
         "leak": leak,
-        "rounding": max(layer["rounding"] for layer in layers.values()),
+        "rounding": max(layer["rounding"] or 0.0 for layer in layers.values()),
         "layers": layers,
     }
     if leak is not None and leak > max_leak:
@@ -175,7 +175,7 @@ def _combine(
         "out": str(out),
         "r": rank + k,
         "k": k,
-        "lost": (sum(x["lost"] ** 2 for x in layers.values()) / len(layers)) ** 0.5,  # type: ignore[operator]
+        "lost": max(layer["lost"] or 0.0 for layer in layers.values()),
         "drift": sum(drifts) / len(drifts) if drifts else None,
         "layers": layers,
     }

@@ -1,7 +1,7 @@
 """Files, written so that an interruption never leaves half of one.
 
-A file is written beside its place and moved there in one step; a folder is built beside its place and swapped. Only JSON
-and safetensors are read: nothing is ever unpickled.
+A file is written beside its place and moved there in one step; a folder is built beside its place and swapped. Only
+JSON and safetensors are read: nothing is ever unpickled.
 """
 
 import hashlib

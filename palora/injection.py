@@ -1,8 +1,8 @@
 """Stage 2: teach the facts with LoRA, under the constraint, by TRL's SFTTrainer.
 
-Question/answer pairs, loss on the answer only. The base weights are the expert's or the original's; the adapter's update
-cannot touch the protected subspace (see `lora.py`). The same function trains the control, plain LoRA, with `protection`
-None: both arms share the facts, their order and the budget.
+Question/answer pairs, loss on the answer only. The base weights are the expert's or the original's; the adapter's
+update cannot touch the protected subspace (see `lora.py`). The same function trains the control, plain LoRA, with
+`protection` None: both arms share the facts, their order and the budget.
 """
 
 import math

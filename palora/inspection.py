@@ -25,7 +25,7 @@ def inspect_folder(folder: str | Path) -> dict[str, Any]:
         if (folder / marker).exists():
             return describe(folder)
     raise InputError(
-        f"{folder} is none of ours: no {', '.join(_KINDS)} in it; give a run, expert, protection, adapter or merged folder"
+        f"{folder} is none of ours: no {', '.join(_KINDS)} in it; give a folder that palora wrote, or a LoRA adapter"
     )
 
 

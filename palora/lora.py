@@ -9,13 +9,13 @@ The trained factors are A (r, n) and B (m, r); every forward pass uses the folde
 so no optimizer, weight decay or initialisation can put the update inside the protected subspace. Enforcing it by the
 initialisation only leaks 76% of the update under AdamW, by gradient hooks 20 to 48%.
 
-What is saved is the folded pair with an ordinary `adapter_config.json`: a plain LoRA adapter. What is loaded back into a
-constrained layer is unfolded first, which matters for the soft rule, where folding twice is not folding once.
+What is saved is the folded pair with an ordinary `adapter_config.json`: a plain LoRA adapter. What is loaded back into
+a constrained layer is unfolded first, which matters for the soft rule, where folding twice is not folding once.
 
 How it hooks into PEFT 0.21: `PaloraConfig` is a `LoraConfig` (peft_type LORA) that registers `PaloraLinear` for the
 linear layers; `resolve_lora_variant` gives each adapter with a protection its own forward, and leaves a second plain
-adapter on the same layer alone. The field `protection` is marked as a variant, so that a layer of PEFT's own, which does
-not know it, refuses the config instead of training without the constraint.
+adapter on the same layer alone. The field `protection` is marked as a variant, so that a layer of PEFT's own, which
+does not know it, refuses the config instead of training without the constraint.
 """
 
 from dataclasses import dataclass, field, fields
@@ -56,7 +56,7 @@ class PaloraConfig(LoraConfig):
         if isinstance(self.protection, str | Path):
             self.protection = ProtectedSubspaces.load(self.protection)
         if self.protection is not None and self.target_modules is None:
-            self.target_modules = set(self.protection.record.get("target_modules") or self.protection)
+            self.target_modules: Any = set(self.protection.record.get("target_modules") or self.protection)
         super().__post_init__()
         if self.use_dora or self.lora_bias:
             raise InputError("use_dora and lora_bias change the weight outside ΔW = B A; the constraint would not hold")

@@ -456,7 +456,7 @@ def per_layer(
                 color=_colour(style.slot),
                 marker=style.marker,
                 markeredgecolor=_colour("page"),
-                ms=7.5 if count <= 40 else 5,
+                ms=7.5 if count <= 40 else 3.5,
                 lw=1.4,
             )
     axes.set_ylabel(ylabel)
@@ -570,7 +570,6 @@ def protected_weights(scores: Mapping[str, np.ndarray]) -> "Figure":
 
     figure, (axes,) = _figure(NARROW, 250)
     names = by_depth(scores)
-    highest = max(float(values.max()) for values in scores.values())
     for index, name in enumerate(names):
         depth = index / max(1, len(names) - 1)
         values = scores[name]
@@ -581,12 +580,35 @@ def protected_weights(scores: Mapping[str, np.ndarray]) -> "Figure":
             color=_colour("palora"),
             alpha=0.4 + 0.6 * depth,
             lw=1.2 + 0.8 * depth,
-            ls=("-", (0, (5, 2)), (0, (1.5, 1.5)))[index % 3] if len(names) <= 3 else "-",
         )
-    axes.set(xlabel="input direction, by energy", ylabel="protected", xlim=(0, None), ylim=(0, None))
-    if highest <= 1.001:
-        axes.set_ylim(0, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="input direction, by energy", ylabel="protected", xlim=(0, None), ylim=(0, 1.03))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(length=0)
+    return figure
+
+
+@_styled
+def protected_energy(eigenvalues: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> "Figure":
+    """The share of the input energy that the first directions carry, a line per layer of one kind of matrix.
+
+    Args:
+        eigenvalues: (n,) by module, descending.
+        counts: how many leading directions are protected: that part is drawn in the accent and ends in a dot.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, (axes,) = _figure(NARROW, 250)
+    for name in by_depth(eigenvalues):
+        share = np.concatenate([[0.0], np.cumsum(eigenvalues[name])])
+        share /= share[-1] or 1.0
+        k = min(counts[name], len(share) - 1)
+        step = max(1, len(share) // 512)
+        axes.plot(np.arange(len(share))[k::step], share[k::step], color=_colour("muted"), lw=1)
+        axes.plot(np.arange(k + 1), share[: k + 1], color=_colour("palora"), lw=1.8)
+        axes.plot([k], [share[k]], "o", color=_colour("palora"), ms=6, mec=_colour("page"), zorder=3)
+    axes.set(xlabel="input directions, by energy", ylabel="energy carried", xlim=(0, None), ylim=(0, 1.03))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.tick_params(length=0)
     return figure

@@ -1,9 +1,9 @@
 """Between the stages: find the protected subspace of every targeted matrix, by a rule and what is to be kept.
 
 What to keep is a list: skills (their problems and worked solutions), known facts, plain text. Each gives an input
-covariance of trace 1 per matrix, and their weighted sum is what the input rules protect. Before anything is trained, the
-coverage tells what a protection is worth: the share of the skill's input energy inside it, and of the new facts' (a good
-one covers the skill and not the facts).
+covariance of trace 1 per matrix, and their weighted sum is what the input rules protect. Before anything is trained,
+the coverage tells what a protection is worth: the share of the skill's input energy inside it, and of the new facts'
+(a good one covers the skill and not the facts).
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from palora.decomposition import Decomposition, decompose_targets
 from palora.errors import InputError
 from palora.facts import Fact
-from palora.models import find_targets, fingerprints, target_endings
+from palora.models import find_targets, fingerprints, target_endings, weight
 from palora.progress import progress_bar
 from palora.prompts import Example, encode_example
 from palora.rules import EXPERT_RULES, INPUT_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
@@ -106,7 +106,7 @@ def protect(
         described[name] = {
             "k_input": 0 if subspace.input is None else subspace.input.shape[1],
             "k_output": 0 if subspace.output is None else subspace.output.shape[1],
-            "rank": min(_shape(modules[name])),
+            "rank": min(weight(modules[name]).shape),
             "indices": None if chosen.indices is None else chosen.indices.tolist(),
             "scores": None if chosen.scores is None else [round(float(x), 7) for x in chosen.scores],
             "coverage": {
@@ -229,11 +229,6 @@ def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return round(mean(known), 6) if known else None
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    m, n = module.weight.shape  # type: ignore[union-attr, misc]
-    return int(m), int(n)  # type: ignore[arg-type]
 
 
 def _describe(keep: Keep | None) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The one typed configuration. `recipes/*.yaml` are its instances, and the command line's options are its fields.
 
-The `paper` recipe carries the published defaults of the closest public code; the defaults here are the ones we recommend.
+The `paper` recipe carries the published defaults of the closest public code; the defaults here are the ones we
+recommend.
 """
 
 from pathlib import Path
@@ -10,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from palora.errors import InputError
-
 
 DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
 

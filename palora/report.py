@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from palora.files import atomic_write_bytes, atomic_write_text, load_tensors, re
 from palora.plots import ArmStyle, Point
 
 GOAL = 0.95  # the share of facts learned, and of skill kept, that counts as reached
-ANSWERS = 10
 PANELS = 12  # about so many spectra are shown at once; a larger model's others are folded away
 
 RULES = {
     "svf": "the components whose scale the SVF expert changed most",
+    "svf_weighted": "the components whose weight the SVF expert changed most (singular value times change of scale)",
     "sigma": "the components with the largest singular values",
     "random": "components drawn at random: the control that tells whether the choice matters",
     "activation": "the input directions that carry the most energy of what is to be kept",
@@ -61,7 +60,11 @@ def read_run(run_dir: Path) -> Run:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `palora evaluate --out {run_dir}` first")
     evaluation = read_json(path)
-    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("arms"), dict) or not evaluation["arms"]:
+    if (
+        not isinstance(evaluation, dict)
+        or not isinstance(evaluation.get("arms"), dict)
+        or not any(evaluation["arms"].values())
+    ):
         raise InputError(f'{path}: not an evaluation (it has no "arms"); run `palora evaluate` again')
     missing: dict[str, str] = {}
 
@@ -182,11 +185,10 @@ class Results:
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        self._arms = {arm: _mapping(values) for arm, values in evaluation["arms"].items()}
+        self._arms = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
         self._retention = _mapping(evaluation.get("retention"))
         self._update = _mapping(evaluation.get("update"))
-        known = [arm for arm in ("base", "expert", "lora", "palora") if arm in self._arms]
-        self.arms = known + [arm for arm in self._arms if arm not in known]
+        self.arms = list(self._arms)
         self.styles: dict[str, ArmStyle] = plots.arm_styles(self.arms)
         skills = [_mapping(values.get("skills")) for values in self._arms.values()]
         self.skills = list(dict.fromkeys(skill for measured in skills for skill in measured))
@@ -200,7 +202,7 @@ class Results:
         return self.styles[arm].label
 
     def measure(self, arm: str, name: str) -> float | None:
-        """recall, recall_exact, paraphrase_recall, locality or n_facts."""
+        """recall, recall_exact, paraphrase_recall, locality, or how many: n_facts, n_known."""
         return _number(self._arms.get(arm, {}).get(name))
 
     def recall_interval(self, arm: str) -> tuple[float, float] | None:
@@ -452,10 +454,10 @@ DEFINITIONS = {
     "paraphrase recall": "Recall when the questions are asked in words that were not trained on.",
     "locality": "Share of facts the base already knew that are still answered correctly.",
     "rule": "How the protected subspace was chosen for the arm.",
-    "leak": "Share of the update inside the protected subspace, max(‖U_Sᵀ ΔW‖, ‖ΔW V_S‖) / ‖ΔW‖: about 0 under a "
-    "hard rule, not defined for a soft one.",
-    "drift": "How far the update moves the layers' outputs on the skill's own inputs, relative to those outputs, "
-    "√(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)).",
+    "leak": "Share of the update inside the protected subspace, max(‖U_Sᵀ ΔW‖, ‖ΔW V_S‖) / ‖ΔW‖, the largest of any "
+    "matrix: about 0 under a hard rule, not defined for a soft one. Plain LoRA's is against palora's subspace.",
+    "drift": "How far the update moves a layer's output on the skill's own inputs, relative to that output, "
+    "√(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)): the mean over the matrices.",
     "‖ΔW‖": "Size of the update: the Frobenius norm over all targeted matrices.",
     "‖ΔW‖ / ‖W‖": "The same, relative to the weights it changes.",
     "parameters": "How many numbers were trained.",
@@ -492,11 +494,13 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
             shares = {arm: share(results.kept(arm, skill, reference)) for arm in results.arms}
             rows.append(row(f"retention vs {reference}", shares.__getitem__))
         groups.append((f"skill: {skill}" + (f" ({count:,} problems)" if count else ""), rows))
-    facts = next((n for arm in results.arms if (n := results.measure(arm, "n_facts"))), None)
+    counts = (("n_facts", "new"), ("n_known", "known"))
+    totals = [(max((results.measure(arm, key) or 0 for arm in results.arms), default=0), name) for key, name in counts]
+    told = ", ".join(f"{total:,.0f} {name}" for total, name in totals if total)
     recall = row("recall", lambda arm: share(results.measure(arm, "recall"), results.recall_interval(arm)))
     others = {"recall, exact": "recall_exact", "paraphrase recall": "paraphrase_recall", "locality": "locality"}
     learned = [row(name, partial(measured, key)) for name, key in others.items()]
-    groups.append(("facts" + (f" ({facts:,.0f} new)" if facts else ""), [recall, *learned]))
+    groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
     update = [
         row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
         row("leak", lambda arm: plain(results.update(arm, "leak"))),
@@ -506,8 +510,8 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
         row("parameters", lambda arm: plain(results.update(arm, "parameters"), lambda value: f"{value:,.0f}")),
     ]
     groups.append(("the update", update))
-    told = [(heading, [row for row in rows if any(cell.text != "–" for cell in row.cells)]) for heading, rows in groups]
-    return [(heading, rows) for heading, rows in told if rows]
+    measured_rows = ((head, [row for row in rows if any(c.text != "–" for c in row.cells)]) for head, rows in groups)
+    return [(heading, rows) for heading, rows in measured_rows if rows]
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -589,21 +593,23 @@ def _width(count: int) -> int:
 def expert_training(run: Run) -> str:
     """One sentence on how the expert was trained, as far as the run says."""
     rows = [row for row in run.metrics if row.get("stage") == "expert"]
-    told = (run.expert.get(key) for key in ("objective", "method", "train"))
-    method = next((value for value in told if isinstance(value, str)), "")
+    method = str(run.expert.get("objective") or run.evaluation.get("objective") or "")
     if not method and rows:
-        method = "reward" if any("reward" in row for row in rows) else "next token"
+        method = "reward" if any("reward" in row for row in rows) else "next_token"
     if not method:
         return ""
-    if "reward" in method or "reinforce" in method.lower():
+    if method == "reward":
         return "The expert was trained by reward on its own, freely generated answers: SVF's published way."
-    plain = method.replace("_", " ").replace("-", " ")
-    return f"The expert was trained by {plain}: the cheap option; SVF's published way is by reward."
+    return f"The expert was trained by {method.replace('_', ' ')}: the cheap option; SVF's published way is by reward."
 
 
 def _modules(run: Run) -> dict[str, dict[str, Any]]:
     modules = _mapping(run.protection.get("modules"))
     return {name: _mapping(modules[name]) for name in plots.by_depth(modules)}
+
+
+def _scores(module: Mapping[str, Any]) -> np.ndarray:
+    return np.array([score for value in module.get("scores") or [] if (score := _number(value)) is not None])
 
 
 def _spectra(run: Run) -> tuple[list[Picture], list[Picture]]:
@@ -622,10 +628,11 @@ def _spectra(run: Run) -> tuple[list[Picture], list[Picture]]:
     for name in names:
         indices = [int(index) for index in modules.get(name, {}).get("indices") or []]
         singular = run.singular_values.get(name)
+        scores = _scores(modules.get(name, {}))
         if name in changes:
             values, ylabel, bound = changes[name], "z − 1", limit
-        elif singular is not None and indices:
-            values, ylabel, bound = singular, "singular value", float(singular.max())
+        elif indices and len(scores) > max(indices):  # no expert: the importance the rule went by
+            values, ylabel, bound = scores, "importance", float(scores.max())
         else:
             continue
         if not len(values):
@@ -638,21 +645,32 @@ def _spectra(run: Run) -> tuple[list[Picture], list[Picture]]:
     return shown, others
 
 
-def _weights(run: Run) -> list[Picture]:
-    """For rules without indices: the weight of each input eigen-direction, a panel per kind of matrix."""
+def _is_hard(run: Run) -> bool:
+    return bool(run.protection.get("hard", run.protection.get("rule") != "covariance"))
+
+
+def _directions(run: Run) -> list[Picture]:
+    """For input rules, a panel per kind of matrix. Soft: the weight that each direction is protected with. Hard: the
+    share of the energy that the first directions carry, and how many of them are protected."""
+    hard = _is_hard(run)
     kinds: dict[str, dict[str, np.ndarray]] = {}
+    counts: dict[str, int] = {}
     for name, module in _modules(run).items():
-        scores = [score for value in module.get("scores") or [] if (score := _number(value)) is not None]
-        if scores and not module.get("indices"):
-            kinds.setdefault(plots.split_module(name)[1], {})[name] = np.array(scores)
+        scores = _scores(module)
+        if len(scores) and not module.get("indices"):
+            kinds.setdefault(plots.split_module(name)[1], {})[name] = scores
+            counts[name] = int(_number(module.get("k_input")) or 0)
     pictures = []
-    for kind, weights in kinds.items():
-        figure = plots.protected_weights(weights)
-        effective = float(np.mean([values.sum() for values in weights.values()]))
-        length = max(len(values) for values in weights.values())
-        are_weights = all(values.max() <= 1.001 for values in weights.values())
-        note = f"in effect {effective:,.1f} of {length:,} directions" if are_weights else ""
-        text = f"Protected weight along the input eigen-directions of {kind}, {len(weights)} layers. {note}"
+    for kind, scores_of in kinds.items():
+        length = max(len(values) for values in scores_of.values())
+        if hard:
+            figure = plots.protected_energy(scores_of, counts)
+            protected, form = float(np.mean([counts[name] for name in scores_of])), ",.0f"
+        else:
+            figure = plots.protected_weights(scores_of)
+            protected, form = float(np.mean([values.sum() for values in scores_of.values()])), ",.1f"
+        note = f"{'' if hard else 'in effect '}{protected:{form}} of {length:,} directions"
+        text = f"Protection along the input directions of {kind}, {len(scores_of)} layers: {note}"
         pictures.append(Picture(kind, plots.to_html(figure, text), note))
     return pictures
 
@@ -690,7 +708,9 @@ def _updates(results: Results) -> list[Picture]:
 
 
 def protection_summary(run: Run) -> str:
-    """One line: the rule, what it protects, its budget, and the mean coverage."""
+    """One line: the rule, what it protects, its budget, the mean coverage, and a warning where that is too little."""
+    from palora.protection import coverage_warning
+
     rule, sides = run.protection.get("rule"), run.protection.get("sides")
     if not rule:
         return ""
@@ -705,6 +725,8 @@ def protection_summary(run: Run) -> str:
     if covered:
         covered = [part.replace("facts's", "facts'") for part in covered]
         text += f" On average the protected input directions hold {_and(covered)} input energy."
+        if {"skill", "facts"} <= means.keys() and (warning := coverage_warning(run.protection | {"coverage": means})):
+            text += f" {_capital(warning)}."
     return text
 
 
@@ -725,15 +747,10 @@ def _judged(given: Any) -> bool | None:
 
 
 def answers(run: Run, results: Results) -> list[Answer]:
-    """Up to ten questions with every arm's answer, the kinds (facts, each skill) taking turns."""
+    """The stored questions, each with every arm's answer (the recipe says how many; ten by default)."""
     rows = [_mapping(row) for row in run.evaluation.get("answers") or []]
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        kinds.setdefault(str(row.get("kind") or ""), []).append(row)
-    turns = [row for turn in zip_longest(*kinds.values()) for row in turn if row is not None][:ANSWERS]
-    chosen = [row for row in rows if any(row is other for other in turns)]
     told = []
-    for row in chosen:
+    for row in rows:
         given = _mapping(row.get("arms"))
         texts = [
             (results.styles[arm], str(_mapping(given[arm]).get("text") or ""), _judged(given[arm]))
@@ -749,9 +766,16 @@ def answers(run: Run, results: Results) -> list[Answer]:
 
 
 def _facts_about_expert(run: Run) -> dict[str, str]:
-    """The plain values of expert.json, for the settings."""
-    plain = {key: value for key, value in run.expert.items() if isinstance(value, (str, int, float, bool))}
-    return {key: significant(value) if isinstance(value, float) else str(value) for key, value in plain.items()}
+    """What expert.json says of the expert, for the settings."""
+    keys = ("model", "skill", "objective", "parametrisation", "parameters", "seed")
+    known = {key: run.expert[key] for key in keys if run.expert.get(key) is not None}
+    told = {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in known.items()}
+    validation = _mapping(run.expert.get("validation_accuracy"))
+    before, after = _number(validation.get("base")), _number(validation.get("expert"))
+    if before is not None and after is not None:
+        told["validation"] = f"{percent(before, 1)} → {percent(after, 1)}"
+        told["validation"] += f" ({validation['n']} problems)" if validation.get("n") else ""
+    return told
 
 
 def _seconds(run: Run) -> list[tuple[str, str, float]]:
@@ -796,10 +820,12 @@ def render(run: Run) -> str:
         training_arms=training_arms,
         expert_training=expert_training(run),
         protection=protection_summary(run),
-        weights=_weights(run),
+        directions=_directions(run),
+        hard_directions=_is_hard(run),
         spectra=spectra,
         more_spectra=more_spectra,
         has_singular_values=bool(run.singular_values),
+        from_expert=bool(run.scales),
         marked=any(module.get("indices") for module in _modules(run).values()),
         coverage=covered,
         coverage_kinds=kinds,

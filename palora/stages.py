@@ -1,8 +1,8 @@
-"""The stages, from folders to a folder: what `palora expert | protect | inject | evaluate` do, and `palora run` in order.
+"""The stages, from folders to a folder: `palora expert | protect | inject | evaluate`, and `palora run` in order.
 
 Every stage loads the model, checks that the folders it is given belong to it, works in a hidden folder beside `out`
-(where an interrupted one continues), and swaps the finished folder in. The record of each holds `inputs`, a hash of what
-it was made from: a stage whose folder is there with the same inputs is not done again.
+(where an interrupted one continues), and swaps the finished folder in. The record of each holds `inputs`, a hash of
+what it was made from: a stage whose folder is there with the same inputs is not done again.
 """
 
 import logging
@@ -147,7 +147,7 @@ def inject(
         *(
             _identity(expert) if settings.base == "expert" else None,
             _identity(protected),
-            _identity(statistics),
+            control,
         ),
     )
     if _done(out, ADAPTER, inputs):

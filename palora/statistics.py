@@ -1,11 +1,11 @@
-"""What goes into a matrix: the input covariance C = Σ x xᵀ (n × n) over the tokens of some text, and what follows from it.
+"""What goes into a matrix: the input covariance C = Σ x xᵀ (n × n) over the tokens of some text, and what follows.
 
     coverage = tr(Vᵀ C V) / tr(C)                      the share of those inputs' energy inside a protected subspace
     drift    = sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ))         how far an update moves the output on those inputs, relatively
 
-C is kept as a factor F (n × q) with C ≈ F Fᵀ, the leading eigenvectors scaled by the square roots of their eigenvalues,
-in descending order. Then coverage is ‖Vᵀ F‖² / tr C, drift is ‖ΔW F‖ / ‖W F‖, and a rule that protects leading directions
-takes leading columns.
+C is kept as a factor F (n × q) with C ≈ F Fᵀ, the leading eigenvectors scaled by the square roots of their
+eigenvalues, in descending order. Then coverage is ‖Vᵀ F‖² / tr C, drift is ‖ΔW F‖ / ‖W F‖, and a rule that protects
+leading directions takes leading columns.
 """
 
 from collections.abc import Callable, Sequence

@@ -45,8 +45,8 @@ class ProtectedSubspace:
     def unproject_input(self, folded: Tensor) -> Tensor:
         """An A (r, n) that `project_input` takes to `folded`.
 
-        For the soft form the projection is invertible, (I − V Vᵀ)⁻¹ = I + V diag(1 / (1 − w)) Vᵀ with w = ‖column‖²; for
-        the hard form `folded` is its own image.
+        For the soft form the projection is invertible, (I − V Vᵀ)⁻¹ = I + V diag(1 / (1 − w)) Vᵀ with w = ‖column‖²;
+        for the hard form `folded` is its own image.
         """
         if self.input is None:
             return folded
@@ -77,8 +77,8 @@ class ProtectedSubspace:
 class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
     """The protected subspace of every targeted matrix, by module path, and the record of how it was found.
 
-    `record` is what `protection.json` holds: rule, sides, budget, hard, fingerprints, coverage, and for each module its k,
-    the indices of its protected components and their scores.
+    `record` is what `protection.json` holds: rule, sides, budget, hard, fingerprints, coverage, and for each module
+    its k, the indices of its protected components and their scores.
     """
 
     subspaces: dict[str, ProtectedSubspace]

@@ -52,6 +52,9 @@ class SVF(nn.Module):
         super().__init__()
         self.parametrisation: Parametrisation = parametrisation
         self.transposed = transposed
+        self.U: Tensor
+        self.s: Tensor
+        self.Vh: Tensor
         self.register_buffer("U", d.U, persistent=False)
         self.register_buffer("s", d.s, persistent=False)
         self.register_buffer("Vh", d.Vh, persistent=False)
@@ -112,7 +115,7 @@ class Expert:
         return cls(load_tensors(folder / "scales.safetensors"), read_json(folder / MARKER))
 
     def targets(self, model: nn.Module, name: str) -> dict[str, nn.Module]:
-        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the very same."""
+        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same."""
         targets = find_targets(model, list(self.scales))
         check_fingerprints(self.record["fingerprints"], fingerprints(targets), "the expert", name)
         return targets

@@ -62,7 +62,7 @@ def evaluation() -> dict[str, Any]:
             "expected": "A & B",
             "arms": {arm: {"text": f"{ATTACK} by {arm}", "correct": arm == "palora"} for arm in ACCURACY},
         }
-        for index in range(12)
+        for index in range(10)
     ]
     return {
         "arms": arms,
@@ -92,8 +92,13 @@ def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
     save_file(scales, folder / "expert" / "scales.safetensors")
     singular = {name: np.sort(rng.random(48).astype("float32"))[::-1].copy() for name in MODULES}
     save_file(singular, folder / "decomposition" / "singular_values.safetensors")
-    (folder / "expert" / "expert.json").write_text(json.dumps({"skill": "chain", "parametrisation": "direct"}))
-    marked = {"indices": [0, 3, 7], "scores": None} if rule == "svf" else {"indices": None, "scores": [0.9, 0.5, 0.1]}
+    expert = {"skill": "chain", "objective": "reward", "validation_accuracy": {"base": 0.58, "expert": 0.69, "n": 256}}
+    (folder / "expert" / "expert.json").write_text(json.dumps(expert))
+    marked = {
+        "svf": {"indices": [0, 3, 7], "scores": [1.0] * 48},
+        "covariance": {"indices": None, "scores": [0.9, 0.5, 0.1]},
+        "activation": {"indices": None, "scores": [6.0, 3.0, 0.7, 0.3]},
+    }[rule]
     module = {"k_input": 3, "k_output": 3, "coverage": {"skill": 0.96, "facts": 0.6}, **marked}
     protection = {
         "rule": rule,
@@ -260,7 +265,6 @@ def test_names_cannot_become_markup_either(tmp_path: Path) -> None:
         arm["skills"] = {'$x^2$ "<b>': arm["skills"]["chain"]}
     html = _html(tmp_path, values)
     assert "<script" not in html
-    assert "b" not in [tag for tag in Page(html.replace("<b>", "", 0)).tags if tag == "script"]
     assert '"<b>' not in html
 
 
@@ -296,6 +300,7 @@ def test_all_sections_have_content(html: str) -> None:
         "Expert: reward",
         "trained by reward",
         "Rule svf:",
+        "58.0% → 69.0% (256 problems)",
         "96% of the skill's and 60% of the facts' input energy",
         "layer 1 · down_proj 3 of 48 protected",
         "Leak into the protected subspace",
@@ -317,6 +322,36 @@ def test_a_soft_rule_shows_weights_and_no_leak(tmp_path: Path) -> None:
     assert "in effect 1.5 of 3 directions" in text
     assert "Leak into" not in text and "only for a hard constraint" in text
     assert "Soft protection damps" in text
+
+
+def test_a_hard_input_rule_shows_the_energy_it_protects(tmp_path: Path) -> None:
+    text = Page(_html(tmp_path, evaluation(), rule="activation")).text
+    assert "Which input directions are protected" in text
+    assert "down_proj 3 of 4 directions" in text
+
+
+def test_a_protection_without_an_expert_shows_what_its_rule_went_by(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", evaluation())
+    (run / "expert" / "scales.safetensors").unlink()
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "the importance the rule went by" in text
+    assert "layer 1 · down_proj 3 of 48 protected" in text
+
+
+def test_a_protection_that_covers_little_is_said_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", evaluation())
+    record = json.loads((run / "protection" / "protection.json").read_text())
+    record["coverage"] = {"skill": 0.08, "facts": 0.10}
+    (run / "protection" / "protection.json").write_text(json.dumps(record))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "covers only 8% of the skill's input energy" in text
+
+
+def test_an_arm_that_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    values = evaluation()
+    values["arms"]["expert"] = None
+    head = re.search(r"<thead>.*?</thead>", _html(tmp_path, values), re.S)
+    assert head and "expert" not in head[0] and "palora" in head[0]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -397,6 +432,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     _html(tmp_path, evaluation())
     assert dict(matplotlib.rcParams) == before
+    assert before["svg.hashsalt"] != "palora"  # nor did an earlier test change it
 
 
 def test_a_large_matrix_stays_a_small_picture() -> None:

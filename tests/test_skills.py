@@ -1,5 +1,6 @@
 """Skills: the published answer is right, a changed one is wrong, and no problem stands in two splits."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -179,17 +180,6 @@ def test_boxed_matches_nested_braces():
 # ---------------------------------------------------------------------------------------------- chain, minmax
 
 
-def test_the_documented_problem():
-    problem = Problem("7+5-3*8+1-6=", "7", "2,9,2,3,7")
-    assert chain.SKILL.score("2,9,2,3,7", problem)
-    rng = random.Random(0)
-    while True:  # the same problem, drawn
-        drawn = chain.draw(rng)
-        if drawn.prompt.startswith("7+5"):
-            break
-    assert drawn.solution.startswith("2,")
-
-
 @pytest.mark.parametrize(
     ("skill", "rules"),
     [
@@ -276,6 +266,12 @@ def test_gsm8k_whole():
 def test_a_gsm8k_row_without_its_number_is_named(tmp_path):
     write(tmp_path / "train.jsonl", {"question": "a?", "answer": "#### 1"}, "", {"question": "b?", "answer": "two"})
     with pytest.raises(InputError, match=r"train\.jsonl, line 3: the answer does not end in '#### N'"):
+        get_skill(f"gsm8k:{tmp_path}").problems("validation", None, 0)
+
+
+def test_a_split_without_rows_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", {"question": "a?", "answer": "#### 1"})
+    with pytest.raises(InputError, match="no problem for this split"):
         get_skill(f"gsm8k:{tmp_path}").problems("validation", None, 0)
 
 
@@ -408,6 +404,8 @@ def test_humaneval_body_finds_the_lost_indentation():
     assert body("if not x:\n      return 0\n    return x") == whole
     assert body("\n" + whole + "print(f(3))") == whole
     assert body("if not x:\n  return 0\nreturn x") == whole
+    assert body("y = []\nfor a in x:\n    y.append(a)\nreturn y").endswith("        y.append(a)\n    return y\n")
+    assert body("for a in x:\n    return a") == "    for a in x:\n        return a\n"
     assert body("return x") == "    return x\n"
     assert body("").strip() == ""
 
@@ -501,6 +499,16 @@ def test_a_file_splits_by_row(tmp_path):
     assert len(skill.problems("train", 3, 0)) == 3 and len(skill.problems("train", 99, 0)) == 5
     problem = skill.problems("test", None, 0)[0]
     assert skill.score(" 3. ", problem) and not skill.score("33", problem)
+
+
+def test_a_file_may_be_zipped_or_marked_as_utf8(tmp_path):
+    text = write(tmp_path / "mine.jsonl", *rows(4)).read_bytes()
+    (tmp_path / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
+    (tmp_path / "zipped.jsonl.gz").write_bytes(gzip.compress(text))
+    expected = get_skill(str(tmp_path / "mine.jsonl")).problems("train", None, 0)
+    for name in ("marked.jsonl", "zipped.jsonl.gz"):
+        skill = get_skill(str(tmp_path / name))
+        assert skill.name == name.split(".")[0] and skill.problems("train", None, 0) == expected
 
 
 def test_the_scorer_of_a_file(tmp_path):

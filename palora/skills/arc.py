@@ -28,11 +28,11 @@ def _problem(row: Row) -> Problem:
         else:
             both = row["choices"]
             stem, choices = question, list(zip(both["label"], both["text"], strict=True))
-        right = [label for label, _ in choices].index(key)
-    except (KeyError, TypeError, ValueError):
+        answer = LETTERS[[label for label, _ in choices].index(key)]
+        lines = [stem.strip(), *(f"{letter}. {text}" for letter, (_, text) in zip(LETTERS, choices, strict=False))]
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise InputError(f"{row.where}: no row of ARC with answerKey '{key}' among its choices") from None
-    lines = [f"{letter}. {text}" for letter, (_, text) in zip(LETTERS, choices, strict=False)]
-    return Problem("\n".join([stem.strip(), *lines, "", REQUEST]), LETTERS[right], LETTERS[right])
+    return Problem("\n".join([*lines, "", REQUEST]), answer, solution=answer)
 
 
 def _skill(name: str, published: str, folder: Path | None) -> Skill:

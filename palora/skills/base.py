@@ -68,7 +68,13 @@ def check_request(split: str, n: int | None) -> None:
 
 
 def take(problems: Sequence[Problem], n: int | None, seed: int) -> list[Problem]:
-    """The first `n` of `problems` in an order shuffled by `seed`; None: all of them, as they stand."""
+    """The first `n` of `problems` in an order shuffled by `seed`; None: all of them, as they stand.
+
+    Raises:
+        InputError: there is not one.
+    """
+    if not problems:
+        raise InputError("the data of this skill leave no problem for this split")
     if n is None:
         return list(problems)
     order = list(range(len(problems)))

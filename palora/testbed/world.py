@@ -11,23 +11,23 @@ from palora.facts import Fact
 RELATIONS: dict[str, tuple[tuple[str, str, str], list[str]]] = {
     "birthplace": (
         ("Where was {} born?", "What is the birthplace of {}?", "In which city was {} born?"),
-        "Lisbon Oslo Cairo Lima Quito Turin Kyoto Delhi Accra Minsk Porto Riga Sofia Tunis Hanoi Dakar Malmo Perth Leeds "
-        "Basel Busan Davao Natal Osaka Patna".split(),
+        "Lisbon Oslo Cairo Lima Quito Turin Kyoto Delhi Accra Minsk Porto Riga Sofia Tunis Hanoi Dakar Malmo Perth "
+        "Leeds Basel Busan Davao Natal Osaka Patna".split(),
     ),
     "job": (
         ("What is the job of {}?", "What does {} do for a living?", "How does {} earn money?"),
-        "baker pilot nurse judge miner tailor sailor farmer potter glazier weaver barber banker tutor vet clerk mason piper "
-        "dentist poet chemist warden grocer welder porter".split(),
+        "baker pilot nurse judge miner tailor sailor farmer potter glazier weaver barber banker tutor vet clerk mason "
+        "piper dentist poet chemist warden grocer welder porter".split(),
     ),
     "instrument": (
         ("What instrument does {} play?", "Which instrument is played by {}?", "What does {} play?"),
-        "violin cello flute harp oboe tuba piano banjo lute organ drums guitar viola horn bugle zither bassoon fiddle sitar "
-        "gong cornet ukulele lyre bells whistle".split(),
+        "violin cello flute harp oboe tuba piano banjo lute organ drums guitar viola horn bugle zither bassoon fiddle "
+        "sitar gong cornet ukulele lyre bells whistle".split(),
     ),
     "pet": (
         ("What pet does {} have?", "Which animal lives with {}?", "What is the pet of {}?"),
-        "cat dog parrot ferret rabbit hamster turtle gecko pony goat canary lizard mouse snake frog hen duck goose llama "
-        "iguana otter raven owl newt crab".split(),
+        "cat dog parrot ferret rabbit hamster turtle gecko pony goat canary lizard mouse snake frog hen duck goose "
+        "llama iguana otter raven owl newt crab".split(),
     ),
 }
 KNOWN_PEOPLE = 64

@@ -1,0 +1,76 @@
+"""Covariance, coverage and drift, against sums done row by row in float64."""
+
+import pytest
+import torch
+from reference import covariance, drift
+from torch import nn
+
+from palora.errors import InputError
+from palora.models import find_targets
+from palora.prompts import Example
+from palora.statistics import collect, factorise, from_tensors, mix, to_tensors
+
+
+class Recorder(nn.Module):
+    """Keeps every input of a linear layer, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __call__(self, module, arguments):
+        self.rows.append(arguments[0].reshape(-1, arguments[0].shape[-1]).clone())
+
+
+EXAMPLES = [Example([5, 6, 7], [8]), Example([9, 10], [11, 12, 13, 14]), Example([20], [21])]
+
+
+def test_collect_is_the_sum_over_real_tokens_only(model):
+    targets = find_targets(model)
+    found = collect(model, targets, EXAMPLES, batch_size=2)
+    for name, module in targets.items():
+        recorder = Recorder()
+        handle = module.register_forward_pre_hook(recorder)
+        for example in EXAMPLES:  # one at a time: no padding at all
+            model(input_ids=torch.tensor([[*example.prompt, *example.answer]]))
+        handle.remove()
+        C = covariance(torch.cat(recorder.rows).detach().numpy())
+        C /= C.trace()
+        assert abs(found[name].double().numpy() - C).max() < 1e-6
+
+
+def test_collect_leaves_no_hooks_and_needs_text(model):
+    targets = find_targets(model)
+    collect(model, targets, EXAMPLES)
+    assert all(not module._forward_pre_hooks for module in targets.values())
+    with pytest.raises(InputError, match="no text"):
+        collect(model, targets, [])
+
+
+def test_factor_coverage_and_drift():
+    X = torch.randn(50, 12) * torch.logspace(0, -2, 12)
+    C = covariance(X.numpy())
+    statistics = factorise(torch.tensor(C, dtype=torch.float32))
+    assert (statistics.factor @ statistics.factor.T - torch.tensor(C)).abs().max() < 1e-4 * C.trace()
+    assert (statistics.eigenvalues[:-1] >= statistics.eigenvalues[1:]).all()
+    V = statistics.directions[:, :3]
+    assert statistics.coverage(V) == pytest.approx((V.double().numpy().T @ C @ V.double().numpy()).trace() / C.trace())
+    assert statistics.coverage(torch.eye(12)) == pytest.approx(1)
+    assert statistics.coverage(None) == 0
+    W, change = torch.randn(7, 12), 0.1 * torch.randn(7, 12)
+    assert statistics.drift(change, W) == pytest.approx(drift(change, W, C), rel=1e-4)
+
+
+def test_a_truncated_factor_still_knows_the_whole_energy():
+    C = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    statistics = factorise(C, max_directions=2)
+    assert statistics.factor.shape == (4, 2) and statistics.trace == 10
+    assert statistics.coverage(torch.eye(4)) == pytest.approx(0.7)
+
+
+def test_mix_weighs_and_survives_saving():
+    a, b = torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))
+    mixed = mix([(3.0, {"x": a}), (1.0, {"x": b})])
+    assert mixed["x"].eigenvalues.tolist() == pytest.approx([0.75, 0.25])
+    again = from_tensors(to_tensors(mixed))
+    assert torch.equal(again["x"].factor, mixed["x"].factor) and again["x"].trace == mixed["x"].trace
