@@ -48,9 +48,7 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         num_beams=1,
         repetition_penalty=1.0,
-        top_k=0,
-        top_p=1.0,
-        **(sampling if temperature > 0 else {**sampling, "temperature": 1.0}),
+        **(sampling or {"do_sample": False}),
     )
     return out, width
 

@@ -28,7 +28,7 @@ from palora.versions import versions
 SKILLS = ("chain", "minmax")
 PROBLEMS = {chain: 36, minmax: 20}  # drawn for every batch
 FACTS = 40
-RARE = {chain: (1.0, 1.0, 0.012), minmax: (1.0, 1.0, 0.012)}  # how often each operator is seen in training
+RARE = {chain: (1.0, 1.0, 0.012), minmax: (1.0, 1.0, 0.007)}  # how often each operator is seen in training
 
 
 def build_model(layers: int, width: int) -> Any:
@@ -53,7 +53,7 @@ def build_model(layers: int, width: int) -> Any:
 
 def train(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1600,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1400,
     layers: Annotated[int, typer.Option(help="Transformer layers.")] = 2,
     width: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="AdamW, warmed up over 50 steps, cosine to 5%.")] = 2e-3,
@@ -101,6 +101,7 @@ def train(
             curve.append(row)
             print(row, flush=True)
             model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_facts(out / "known_facts.jsonl", facts)
     record = {

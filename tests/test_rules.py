@@ -1,0 +1,141 @@
+"""Each rule against its formula, and what a budget buys."""
+
+import pytest
+import torch
+
+from palora.decomposition import decompose
+from palora.errors import InputError
+from palora.rules import RULES, Budget, Evidence, check_rule
+from palora.statistics import factorise
+
+
+@pytest.fixture
+def evidence():
+    W = torch.randn(10, 16)
+    X = torch.randn(40, 16) * torch.logspace(0, -2, 16)
+    C = X.T @ X
+    scales = 1 + torch.linspace(0.01, 0.10, 10) * torch.tensor([1, -1] * 5)  # grows with the index, both signs
+    return Evidence(decompose(W), scales, factorise(C / C.trace()), torch.Generator().manual_seed(0))
+
+
+def test_svf_takes_what_the_expert_moved_most_in_either_direction(evidence):
+    chosen = RULES["svf"](evidence, Budget(k=3), "both")
+    assert chosen.indices.tolist() == [7, 8, 9]
+    d = evidence.decomposition
+    assert torch.equal(chosen.subspace.input, d.Vh[[7, 8, 9]].T) and torch.equal(chosen.subspace.output, d.U[:, [7, 8, 9]])
+    assert chosen.scores.tolist() == pytest.approx((evidence.scales - 1).abs().tolist())
+
+
+def test_svf_weighted_weighs_by_the_singular_value(evidence):
+    chosen = RULES["svf_weighted"](evidence, Budget(k=2), "both")
+    expected = (evidence.decomposition.s * (evidence.scales - 1).abs()).topk(2).indices.sort().values
+    assert chosen.indices.tolist() == expected.tolist()
+
+
+def test_sigma_takes_the_top_of_the_spectrum(evidence):
+    assert RULES["sigma"](evidence, Budget(k=4), "both").indices.tolist() == [0, 1, 2, 3]
+
+
+def test_random_is_seeded_and_differs_by_seed(evidence):
+    def draw(seed):
+        fresh = Evidence(evidence.decomposition, None, None, torch.Generator().manual_seed(seed))
+        return RULES["random"](fresh, Budget(k=5), "both").indices.tolist()
+
+    assert draw(0) == draw(0)
+    assert len({tuple(draw(seed)) for seed in range(5)}) > 1
+
+
+def test_activation_is_the_best_basis_of_its_size_for_the_energy(evidence):
+    V = RULES["activation"](evidence, Budget(k=4), "input").subspace.input
+    covered = evidence.statistics.coverage(V)
+    assert covered == pytest.approx(float(evidence.statistics.eigenvalues[:4].sum()), rel=1e-5)
+    for _ in range(20):
+        other = torch.linalg.qr(torch.randn(16, 4)).Q
+        assert evidence.statistics.coverage(other) < covered
+
+
+def test_activation_share_is_a_share_of_the_input_energy(evidence):
+    V = RULES["activation"](evidence, Budget(share=0.9), "input").subspace.input
+    assert evidence.statistics.coverage(V) >= 0.9 - 1e-6
+    assert evidence.statistics.coverage(V[:, :-1]) < 0.9
+
+
+def test_covariance_weights_and_strength(evidence):
+    weak = RULES["covariance"](evidence, Budget(strength=0.1), "input")
+    strong = RULES["covariance"](evidence, Budget(strength=10.0), "input")
+    relative = 16 * evidence.statistics.eigenvalues / evidence.statistics.trace
+    assert weak.scores.tolist() == pytest.approx((0.1 * relative / (1 + 0.1 * relative)).tolist(), rel=1e-5)
+    assert (strong.scores > weak.scores).all() and strong.scores.max() < 1
+    assert weak.subspace.output is None
+
+
+@pytest.mark.parametrize("sides", ["both", "input", "output"])
+def test_sides(evidence, sides):
+    subspace = RULES["sigma"](evidence, Budget(k=2), sides).subspace
+    assert (subspace.input is not None) == (sides != "output")
+    assert (subspace.output is not None) == (sides != "input")
+
+
+def test_none_protects_nothing(evidence):
+    subspace = RULES["none"](evidence, Budget(), "both").subspace
+    assert subspace.input is None and subspace.output is None
+
+
+def test_budgets():
+    importance = torch.tensor([5.0, 1.0, 3.0, 1.0])
+    assert Budget(k=4).count(importance) == 4
+    assert Budget(fraction=0.5).count(importance) == 2
+    assert Budget(fraction=0.01).count(importance) == 1
+    assert Budget(share=0.5).count(importance) == 1
+    assert Budget(share=0.8).count(importance) == 2
+    assert Budget(share=0.81).count(importance) == 3
+    assert Budget(share=1.0).count(importance) == 4
+    with pytest.raises(InputError, match="k = 5 is larger than the rank 4"):
+        Budget(k=5).count(importance)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"k": 3, "share": 0.5}, "one of k, fraction"),
+        ({"k": 0}, "at least 1"),
+        ({"fraction": 0}, "over 0"),
+        ({"share": 1.5}, "at most 1"),
+        ({"strength": -1}, "over 0"),
+    ],
+)
+def test_wrong_budgets(values, message):
+    with pytest.raises(InputError, match=message):
+        Budget(**values)
+
+
+@pytest.mark.parametrize(
+    ("rule", "budget", "sides", "message"),
+    [
+        ("oplora", {"k": 1}, None, "unknown rule"),
+        ("svf", {}, None, "needs k, fraction or share"),
+        ("svf", {"strength": 1}, None, "strength belongs to covariance"),
+        ("covariance", {"k": 3}, None, "takes a strength, not k"),
+        ("activation", {"k": 3}, "both", "input side only"),
+        ("random", {"share": 0.5}, None, "no share"),
+        ("none", {"k": 3}, None, "takes no k"),
+        ("sigma", {"k": 3}, "left", "unknown sides"),
+    ],
+)
+def test_what_does_not_go_together(rule, budget, sides, message):
+    with pytest.raises(InputError, match=message):
+        check_rule(rule, Budget(**budget), sides)
+
+
+def test_default_sides():
+    assert check_rule("svf", Budget(k=1), None) == "both"
+    assert check_rule("activation", Budget(k=1), None) == "input"
+    assert check_rule("covariance", Budget(strength=1), None) == "input"
+
+
+def test_rules_say_what_they_miss(evidence):
+    bare = Evidence(evidence.decomposition, None, None, torch.Generator())
+    with pytest.raises(InputError, match="needs an expert"):
+        RULES["svf"](bare, Budget(k=1), "both")
+    with pytest.raises(InputError, match="something to keep"):
+        RULES["activation"](bare, Budget(k=1), "input")
