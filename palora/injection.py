@@ -135,6 +135,7 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
         save_steps=settings.checkpoint_every or steps_per_epoch,
         save_total_limit=1,
         logging_steps=max(1, steps_per_epoch // 4),
+        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
         report_to="none",
         seed=seed,
         data_seed=seed,

@@ -178,7 +178,9 @@ def test_the_soft_rule_is_one_matrix_product(model):
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_checkpoint_and_load_back(kind, tmp_path):
-    subspaces = protection(tiny_llama(), "sigma" if kind == "hard" else "covariance", strength=3.0 if kind == "soft" else None)
+    subspaces = protection(
+        tiny_llama(), "sigma" if kind == "hard" else "covariance", strength=3.0 if kind == "soft" else None
+    )
     adapted = constrained(tiny_llama(), subspaces)
     train(adapted, 20)
     adapted.save_pretrained(tmp_path)

@@ -24,7 +24,9 @@ ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma
 
 def build(architecture):
     config = getattr(transformers, f"{architecture}Config")
-    name = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(architecture, f"{architecture}ForCausalLM")
+    name = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(
+        architecture, f"{architecture}ForCausalLM"
+    )
     if architecture == "GPT2":
         return getattr(transformers, name)(config(n_embd=32, n_layer=2, n_head=2, vocab_size=99, n_positions=64))
     return getattr(transformers, name)(config(**SMALL))

@@ -22,7 +22,9 @@ def test_svf_takes_what_the_expert_moved_most_in_either_direction(evidence):
     chosen = RULES["svf"](evidence, Budget(k=3), "both")
     assert chosen.indices.tolist() == [7, 8, 9]
     d = evidence.decomposition
-    assert torch.equal(chosen.subspace.input, d.Vh[[7, 8, 9]].T) and torch.equal(chosen.subspace.output, d.U[:, [7, 8, 9]])
+    assert torch.equal(chosen.subspace.input, d.Vh[[7, 8, 9]].T) and torch.equal(
+        chosen.subspace.output, d.U[:, [7, 8, 9]]
+    )
     assert chosen.scores.tolist() == pytest.approx((evidence.scales - 1).abs().tolist())
 
 

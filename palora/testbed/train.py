@@ -2,7 +2,7 @@
 
 A Llama of 2 layers, width 256 (1.7 million parameters), taught two skills and 256 known facts at once. Some operators
 are rare in training and as frequent as the others in evaluation, so that the skills stay below 100% and an expert has
-something to learn. About 20 minutes on two cores; `--layers` and `--width` make larger ones (a GPU is used if there is
+something to learn. About 6 minutes on two cores; `--layers` and `--width` make larger ones (a GPU is used if there is
 one).
 """
 
@@ -53,7 +53,7 @@ def build_model(layers: int, width: int) -> Any:
 
 def train(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1400,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
     layers: Annotated[int, typer.Option(help="Transformer layers.")] = 2,
     width: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="AdamW, warmed up over 50 steps, cosine to 5%.")] = 2e-3,

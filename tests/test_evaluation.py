@@ -1,0 +1,84 @@
+"""What is measured, against counts done by hand."""
+
+import pytest
+
+from palora import evaluation, scoring
+from palora.errors import InputError
+from palora.evaluation import Questions, TrainedArm, evaluate, wilson
+from palora.facts import Fact
+from palora.recipe import EvaluateSettings
+from palora.skills import get_skill
+
+FACTS = [
+    Fact(question="Capital of France?", answer="Paris", aliases=("Lutetia",), paraphrases=("France's capital?",)),
+    Fact(question="Symbol of helium?", answer="He"),
+]
+
+
+def answering(monkeypatch, answers):
+    """The model says what `answers` has for the question, whatever the model."""
+    monkeypatch.setattr(scoring, "generate", lambda model, tokenizer, questions, *rest: [answers[q] for q in questions])
+
+
+def test_facts_are_marked_by_alias_and_exactly(monkeypatch):
+    answering(monkeypatch, {"Capital of France?": "It is Lutetia, I think.", "Symbol of helium?": "He"})
+    first, second = scoring.ask_facts(None, None, FACTS)
+    assert (first.correct, first.exact) == (True, False)
+    assert (second.correct, second.exact) == (True, True)
+
+
+def test_wilson():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-3)
+
+
+def test_a_whole_evaluation_counted_by_hand(monkeypatch, model, tokenizer):
+    chain = get_skill("chain")
+    problems = chain.problems("test", 4, 0)
+    known = [Fact(question="Known?", answer="yes"), Fact(question="Also known?", answer="no")]
+    right = {p.prompt: p.solution for p in problems}
+    says = {
+        "base": {**{p: "0" for p in right}, **dict(list(right.items())[:2])},
+        "expert": {**right, list(right)[0]: "wrong"},
+    }
+    facts = {"Capital of France?": "Paris", "France's capital?": "Rome", "Symbol of helium?": "H"}
+    shared = {**facts, "Known?": "yes", "Also known?": "maybe"}
+    turn = iter(["base", "expert"])
+    ask = evaluation._ask
+
+    def asking(*arguments):
+        answering(monkeypatch, shared | says[next(turn)])
+        return ask(*arguments)
+
+    class Unchanged:
+        def apply(self, model):
+            pass
+
+    monkeypatch.setattr(evaluation, "_ask", asking)
+    result = evaluate(
+        *(model, tokenizer, Questions({"chain": (chain, problems)}, FACTS, known), Unchanged(), {}),
+        EvaluateSettings(answers=3),
+    )
+    base, expert = result["arms"]["base"], result["arms"]["expert"]
+    counted = sum(says["base"][p.prompt].rsplit(",")[-1] == p.answer for p in problems) / 4
+    assert base["skills"]["chain"]["accuracy"] == counted and expert["skills"]["chain"]["accuracy"] == 0.75
+    assert base["skills"]["chain"]["n"] == 4
+    assert base["recall"] == 0.5 and base["paraphrase_recall"] == 0.0 and base["locality"] == 0.5
+    assert result["retention"]["base"]["chain"] == {"vs_expert": counted / 0.75, "vs_base": 1.0}
+    assert len(result["answers"]) == 3
+    assert {row["kind"] for row in result["answers"]} == {"fact", "chain"}
+    for row in result["answers"]:
+        assert set(row["arms"]) == {"base", "expert"}
+
+
+def test_retention_against_nothing_is_null():
+    arm = {"skills": {"chain": {"accuracy": 0.5}}}
+    nothing = {"skills": {"chain": {"accuracy": 0.0}}}
+    found = evaluation._retention({"base": nothing, "expert": None, "palora": arm})
+    assert found["palora"]["chain"] == {"vs_expert": None, "vs_base": None}
+
+
+def test_an_arm_on_an_expert_needs_one(model, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="give --expert"):
+        evaluate(model, tokenizer, Questions({}), None, {"palora": TrainedArm(tmp_path, "expert")}, EvaluateSettings())

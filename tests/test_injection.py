@@ -1,0 +1,143 @@
+"""Stage 2 through TRL's SFTTrainer: it learns, under the constraint, on the answer only, and resumes exactly."""
+
+import pytest
+import torch
+from conftest import tiny_llama
+
+from palora import injection
+from palora.errors import InputError, PaloraError
+from palora.facts import Fact
+from palora.injection import inject
+from palora.lora import constrained_layers
+from palora.metrics import read_metrics
+from palora.prompts import encode_example
+from palora.protection import Keep, protect
+from palora.recipe import InjectSettings
+from palora.rules import Budget
+from palora.scoring import ask_facts, share_correct
+from palora.skills import get_skill
+from palora.testbed.world import new_facts
+
+FACTS = [Fact(question=f"Code {i}?", answer=str(i), paraphrases=(f"Which code is {i}?",)) for i in range(8)]
+
+
+def settings(**changes):
+    values = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "learning_rate": 0.01, "epochs": 3, "batch_size": 4}
+    return InjectSettings(**values | changes)
+
+
+def protection(tokenizer, rule="sigma", **budget):
+    keep = Keep([get_skill("chain")], examples=32)
+    return protect(tiny_llama(), tokenizer, rule, Budget(**budget or {"k": 8}), keep=keep, facts=FACTS)[0]
+
+
+def test_it_learns_the_facts_under_the_constraint(tokenizer, tmp_path):
+    subspaces = protection(tokenizer)
+    model, record = inject(
+        *(tiny_llama(), tokenizer, FACTS),
+        settings(learning_rate=0.03, epochs=80, stop_at_recall=1.0, recall_every=5),
+        *(tmp_path, subspaces),
+    )
+    assert share_correct(ask_facts(model, tokenizer, FACTS)) == 1.0 == record["recall_while_training"]
+    assert record["epochs"] < 80, "it stopped when the facts were learned"
+    for name, layer in constrained_layers(model).items():
+        assert subspaces[name].leak(layer.get_delta_weight("default")) < 1e-5
+
+
+def test_only_the_answer_is_trained_on(tokenizer, model):
+    [row, *_] = injection._rows(model, tokenizer, FACTS, settings())
+    prompt, answer = encode_example(tokenizer, FACTS[0].question, FACTS[0].answer)
+    assert row == {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    assert answer[-1] == tokenizer.eos_token_id
+    assert len(injection._rows(model, tokenizer, FACTS, settings(paraphrases=True))) == 16
+
+
+@pytest.mark.parametrize("rule", [{"rule": "sigma", "k": 8}, {"rule": "covariance", "strength": 3.0}])
+def test_an_interrupted_training_continues_bit_for_bit(tokenizer, tmp_path, monkeypatch, rule):
+    subspaces = protection(tokenizer, **rule)
+
+    def run(work):
+        return inject(tiny_llama(), tokenizer, FACTS, settings(lora_dropout=0.1), work, subspaces)
+
+    whole, record = run(tmp_path / "a")
+    original = injection._Watch.on_step_end
+
+    def interrupted(self, args, state, *rest, **kwargs):
+        if state.global_step == 5:  # after the checkpoint of step 4
+            raise KeyboardInterrupt
+        return original(self, args, state, *rest, **kwargs)
+
+    monkeypatch.setattr(injection._Watch, "on_step_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b")
+    monkeypatch.undo()
+    resumed, again = run(tmp_path / "b")
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert again["steps"] == record["steps"] == 6
+    assert read_metrics(tmp_path / "a" / "metrics.jsonl") == read_metrics(tmp_path / "b" / "metrics.jsonl")
+
+
+def test_the_control_and_palora_see_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
+    seen = []
+    original = torch.nn.Module.__call__
+    from transformers import LlamaForCausalLM
+
+    def watch(self, *args, **kwargs):
+        if isinstance(self, LlamaForCausalLM) and "labels" in kwargs:
+            seen[-1].append(kwargs["input_ids"].tolist())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", watch)
+    for subspaces in (None, protection(tokenizer)):
+        seen.append([])
+        inject(tiny_llama(), tokenizer, FACTS, settings(epochs=1), tmp_path / str(len(seen)), subspaces, seed=5)
+    assert seen[0] and seen[0] == seen[1]
+
+
+def test_another_training_does_not_continue_from_its_checkpoint(tokenizer, tmp_path):
+    inject(tiny_llama(), tokenizer, FACTS, settings(epochs=1), tmp_path)
+    other, _ = inject(tiny_llama(), tokenizer, FACTS, settings(epochs=1, learning_rate=0.001), tmp_path)
+    fresh, _ = inject(tiny_llama(), tokenizer, FACTS, settings(epochs=1, learning_rate=0.001), tmp_path / "fresh")
+    for a, b in zip(other.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_failures_are_clear(tokenizer, tmp_path, model):
+    long = [Fact(question="x" * 300, answer="y")]
+    with pytest.raises(InputError, match="longer than the model's 256 tokens"):
+        inject(model, tokenizer, long, settings(), tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(PaloraError, match=r"the loss is nan.*learning_rate"):
+        inject(model, tokenizer, FACTS, settings(), tmp_path / "nan")
+
+
+def test_coverage_is_measured_before_training(tokenizer):
+    keep = Keep([get_skill("chain")], examples=32)
+    found, statistics = protect(
+        tiny_llama(), tokenizer, "activation", Budget(share=0.9), keep=keep, facts=new_facts(20)
+    )
+    assert 0.9 <= found.record["coverage"]["skill"] < 1
+    assert 0 < found.record["coverage"]["facts"] < found.record["coverage"]["skill"]
+    assert {key.rpartition(".")[0] for key in statistics} == set(found)
+    everything, _ = protect(tiny_llama(), tokenizer, "sigma", Budget(fraction=1.0), keep=keep)
+    down = everything.record["modules"]["model.layers.0.mlp.gate_proj"]
+    assert down["coverage"]["skill"] == pytest.approx(1, abs=1e-4), "the whole input space covers everything"
+
+
+def test_what_to_keep_is_a_list_with_weights(tokenizer):
+    """Known facts in the mix raise their own coverage; with weight 0 they are as if absent."""
+
+    def coverage(**weights):
+        keep = Keep(
+            [get_skill("chain")],
+            FACTS,
+            ["some plain text"],
+            {"skills": 1.0, "known_facts": 0.0, "text": 0.0, **weights},
+        )
+        return protect(tiny_llama(), tokenizer, "activation", Budget(k=4), keep=keep, facts=FACTS)[0].record["coverage"]
+
+    alone, mixed, texted = coverage(), coverage(known_facts=3.0), coverage(text=3.0)
+    assert mixed["facts"] > alone["facts"] and mixed["skill"] < alone["skill"]
+    assert texted["skill"] < alone["skill"]

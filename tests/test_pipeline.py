@@ -1,0 +1,232 @@
+"""A whole run on the tiny model: every file of the contract, resume, and exports."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from palora import pipeline, stages
+from palora.errors import InputError, PaloraError
+from palora.export import export
+from palora.facts import write_facts
+from palora.files import read_json
+from palora.inspection import inspect_folder
+from palora.models import find_targets, weight
+from palora.recipe import parse_recipe
+from palora.subspace import ProtectedSubspaces
+from palora.svf import Expert
+from palora.testbed.world import known_facts, new_facts
+from palora.updates import Adapter
+
+IDS = torch.randint(4, 90, (4, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def values(model_folder, tmp_path_factory):
+    """A recipe small enough for seconds: svf as an extra arm, the soft rule as palora's."""
+    folder = tmp_path_factory.mktemp("data")
+    write_facts(folder / "new.jsonl", new_facts(12))
+    write_facts(folder / "known.jsonl", known_facts()[:8])
+    training = {"r": 4, "lora_alpha": 8, "learning_rate": 0.01, "epochs": 4, "batch_size": 4}
+    return {
+        "model": str(model_folder),
+        "skills": ["chain"],
+        "facts": str(folder / "new.jsonl"),
+        "known_facts": str(folder / "known.jsonl"),
+        "expert": {
+            "objective": "next_token",
+            "iterations": 6,
+            "batch_size": 16,
+            "learning_rate": 0.1,
+            "max_grad_norm": 1.0,
+            "validate_every": 2,
+            "validation_size": 8,
+        },
+        "protect": {"rule": "covariance", "strength": 5, "keep": {"examples": 32}},
+        "inject": training,
+        "evaluate": {"problems": 8, "max_answer_tokens": 8},
+        "arms": {"svf": {"protect": {"rule": "svf", "k": 8, "keep": {"examples": 32}}}},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(values, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    # Validation keeps the untouched base unless it is beaten; a random model never is, so keep the last scales instead.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palora.expert.share_correct", lambda answers, count=iter(range(1, 99)): next(count) / 100)
+        pipeline.run(parse_recipe(values), out)
+    return out
+
+
+def test_the_contract(finished):
+    for name in ("recipe.yaml", "metrics.jsonl", "evaluation.json", "report.html"):
+        assert (finished / name).stat().st_size > 0, name
+    for name in ("expert/scales.safetensors", "expert/expert.json", "protection/subspaces.safetensors"):
+        assert (finished / name).exists(), name
+    for name in ("adapter_config.json", "adapter_model.safetensors", "palora.json", "README.md"):
+        assert (finished / "adapter" / name).exists(), name
+    evaluation = read_json(finished / "evaluation.json")
+    assert list(evaluation["arms"]) == ["base", "expert", "lora", "svf", "palora"]
+    for arm in evaluation["arms"].values():
+        assert set(arm["skills"]["chain"]) == {"accuracy", "n", "ci95"}
+        assert {"recall", "paraphrase_recall", "locality"} <= set(arm)
+    for arm in ("lora", "svf", "palora"):
+        assert {"leak", "drift", "norm", "relative_norm", "parameters"} <= set(evaluation["update"][arm])
+    assert evaluation["update"]["svf"]["leak"] <= 1e-5
+    assert evaluation["update"]["palora"]["drift"] < evaluation["update"]["lora"]["drift"]
+    assert set(evaluation["seconds"]) == {"expert", "lora", "svf", "palora", "evaluate"}
+    stages_seen = {json.loads(line)["stage"] for line in (finished / "metrics.jsonl").read_text().splitlines()}
+    assert stages_seen == {"expert", "lora", "svf", "palora"}
+    left = [p.name for p in finished.rglob(".*")]
+    assert not left, f"hidden work folders are gone: {left}"
+
+
+def test_run_again_does_nothing(finished, values, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    monkeypatch.setattr(stages, "load_model", lambda *arguments: pytest.fail("nothing is to be done"))
+    pipeline.run(parse_recipe(values), finished)
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "at", ["palora.stages.protection.protect", "palora.stages.injection.inject", "palora.stages.evaluate"]
+)
+def test_interrupted_between_stages_it_ends_with_the_same_numbers(values, tmp_path, at, finished):
+    def stop(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palora.expert.share_correct", lambda answers, count=iter(range(1, 99)): next(count) / 100)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(at, stop)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(parse_recipe(values), tmp_path / "run")
+        pipeline.run(parse_recipe(values), tmp_path / "run")
+    whole, again = (read_json(out / "evaluation.json") for out in (finished, tmp_path / "run"))
+    for key in ("arms", "retention", "update", "answers"):
+        assert whole[key] == again[key], key
+
+
+def test_an_interrupted_evaluation_keeps_its_finished_arms(values, tmp_path, finished, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").unlink()
+    from palora import evaluation
+
+    ask, asked = evaluation._ask, []
+
+    def asking(model, tokenizer, questions, settings, arm):
+        asked.append(arm)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(model, tokenizer, questions, settings, arm)
+
+    monkeypatch.setattr(evaluation, "_ask", asking)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(parse_recipe(values), tmp_path / "run")
+    pipeline.run(parse_recipe(values), tmp_path / "run")
+    assert asked == ["base", "expert", "lora", "lora", "svf", "palora"]
+    whole, again = (read_json(out / "evaluation.json") for out in (finished, tmp_path / "run"))
+    assert whole["arms"] == again["arms"]
+
+
+def test_a_changed_recipe_does_again_only_what_it_touches(values, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
+    changed = {**values, "arms": {"svf": {**values["arms"]["svf"], "inject": {"epochs": 1}}}}
+    pipeline.run(parse_recipe(changed), tmp_path / "run")
+    touched = {p.relative_to(tmp_path / "run").parts[:2] for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert touched == {("arms", "svf")}
+
+
+def test_foreign_folders_are_left_alone(values, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        pipeline.run(parse_recipe(values), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def expert_model(finished, values):
+    model = AutoModelForCausalLM.from_pretrained(values["model"])
+    Expert.load(finished / "expert").apply(model)
+    return model.eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_merged_is_expert_plus_adapter(values, finished, tmp_path):
+    result = export(finished / "adapter", "merged", tmp_path / "merged", dtype="float32")
+    adapted = PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert (logits(merged) - logits(adapted)).abs().max() < 1e-4
+    assert result["leak"] < 1e-4
+
+
+def test_a_merge_that_leaks_is_refused_unless_told_otherwise(finished, tmp_path):
+    adapter = finished / "arms" / "svf" / "adapter"
+    with pytest.raises(PaloraError, match=r"bfloat16 puts .* into the protected subspace.*Nothing was written"):
+        export(adapter, "merged", tmp_path / "merged", dtype="bfloat16", max_leak=1e-4)
+    assert not list(tmp_path.iterdir())
+    result = export(adapter, "merged", tmp_path / "merged", dtype="bfloat16", max_leak=1.0)
+    # measured again on the files: what the rounded update does inside the protected subspace
+    low = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(read_json(adapter / "palora.json")["model"], dtype=torch.bfloat16)
+    Expert.load(finished / "expert").apply(model)
+    protection = ProtectedSubspaces.load(finished / "arms" / "svf" / "protection")
+    leaks = []
+    for (name, before), after in zip(find_targets(model).items(), find_targets(low).values(), strict=True):
+        change = weight(after).double() - weight(before).double()
+        delta = Adapter.load(adapter).delta(name).norm()
+        inside = [
+            (change @ protection[name].input.double()).norm(),
+            (protection[name].output.double().T @ change).norm(),
+        ]
+        leaks.append(float(max(inside) / delta))
+    assert result["leak"] == pytest.approx(max(leaks), rel=0.02)
+    assert result["leak"] > 1e-3
+
+
+def test_combined_is_one_lora_for_the_original_model(values, finished, tmp_path):
+    """With every component kept nothing is lost: original + combined = expert + adapter."""
+    whole = export(finished / "adapter", "combined", tmp_path / "whole", k=32)
+    assert whole["lost"] < 1e-4 and whole["r"] == 36
+    original = AutoModelForCausalLM.from_pretrained(values["model"])
+    combined = PeftModel.from_pretrained(original, tmp_path / "whole").eval()
+    adapted = PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()
+    assert (logits(combined) - logits(adapted)).abs().max() < 1e-3
+    few = export(finished / "adapter", "combined", tmp_path / "few", k=4)
+    many = export(finished / "adapter", "combined", tmp_path / "many", k=16)
+    assert 1 > few["lost"] > many["lost"] > 0.01
+    config = read_json(tmp_path / "few" / "adapter_config.json")
+    assert config["r"] == config["lora_alpha"] == 8
+
+
+def test_adapter_export_and_inspect(finished, tmp_path):
+    export(finished / "adapter", "adapter", tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == (
+        finished / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    found = inspect_folder(tmp_path / "out")
+    assert found["kind"] == "adapter" and found["rule"] == "covariance" and found["base"] == "expert"
+    assert inspect_folder(finished)["finished"] is True
+    assert inspect_folder(finished / "protection")["budget"] == {"strength": 5.0}
+    assert inspect_folder(finished / "expert")["skill"] == "chain"
+    with pytest.raises(InputError, match="none of ours"):
+        inspect_folder(tmp_path)
+
+
+def test_another_expert_is_noticed(values, finished, tmp_path):
+    expert = Expert.load(finished / "expert")
+    Expert({name: z * 1.01 for name, z in expert.scales.items()}, {**expert.record, "inputs": "x"}).save(tmp_path / "e")
+    base = stages.Base(values["model"])
+    settings = parse_recipe(values).evaluate
+    with pytest.raises(InputError, match="another expert"):
+        stages.evaluate_arms(
+            base, settings, tmp_path / "out", {"palora": finished / "adapter"}, ["chain"], tmp_path / "e"
+        )
