@@ -126,7 +126,7 @@ def train_expert(
         "seed": seed,
         "fingerprints": prints,
     }
-    return Expert(state.best, record)
+    return Expert(state.best, record, {name: d.s for name, d in decompositions.items()})
 
 
 def _step(

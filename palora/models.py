@@ -97,7 +97,7 @@ def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str
     endings = targets or MLP_TARGETS.get(str(architecture))
     if not endings:
         raise InputError(
-            f"no default targets for the architecture {architecture!r}; name some with --targets: {_candidates(linears)}"
+            f"no default targets for the architecture {architecture!r}; name some by --targets: {_candidates(linears)}"
         )
     missing = [e for e in endings if not any(_ends(name, e) for name in linears)]
     if missing:

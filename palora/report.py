@@ -86,7 +86,7 @@ def read_run(run_dir: Path) -> Run:
         expert=_mapping(optional("expert/expert.json", read_json, {})),
         scales=optional("expert/scales.safetensors", _read_vectors, {}),
         protection=_mapping(optional("protection/protection.json", read_json, {})),
-        singular_values=optional("decomposition/singular_values.safetensors", _read_vectors, {}),
+        singular_values=optional("expert/singular_values.safetensors", _read_vectors, {}),
         missing=missing,
     )
 
@@ -846,7 +846,7 @@ def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory, atomically, and return its path.
 
     Reads evaluation.json and, where they are there, recipe.yaml, metrics.jsonl, expert/, protection/ and
-    decomposition/singular_values.safetensors. Raises InputError where evaluation.json is missing or not one.
+    expert/singular_values.safetensors. Raises InputError where evaluation.json is missing or not one.
     """
     path = Path(run_dir) / "report.html"
     atomic_write_text(path, render(read_run(Path(run_dir))))

@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def train_expert(base: Base, settings: ExpertSettings, out: Path, skill: str, se
     work = _work(out)
     expert = expert_training.train_expert(model, tokenizer, source, settings, work, base.model, base.endings, seed)
     record = {**expert.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
-    Expert(expert.scales, record).save(out, metrics=work / "metrics.jsonl")
+    replace(expert, record=record).save(out, metrics=work / "metrics.jsonl")
     shutil.rmtree(work)
 
 
@@ -114,7 +114,7 @@ def protect(
         )
     )
     record = {**subspaces.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
-    ProtectedSubspaces(subspaces.subspaces, record).save(out, statistics)
+    replace(subspaces, record=record).save(out, statistics)
     if warning := protection.coverage_warning(record):
         log.warning(warning)
 

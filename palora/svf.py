@@ -93,10 +93,12 @@ def svf_layers(
 @dataclass(frozen=True)
 class Expert:
     """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training
-    (base model, fingerprints, parametrisation, skill, objective, accuracies)."""
+    (base model, fingerprints, parametrisation, skill, objective, accuracies). `singular_values` (s, one vector a module
+    path) are only kept for looking at the scales along the spectrum."""
 
     scales: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
+    singular_values: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: str | Path, metrics: Path | None = None) -> None:
         """Write `scales.safetensors` and `expert.json`, atomically, and a copy of the training curve `metrics`."""
@@ -104,6 +106,8 @@ class Expert:
             if metrics is not None:
                 shutil.copy(metrics, staging / "metrics.jsonl")
             save_tensors(staging / "scales.safetensors", self.scales)
+            if self.singular_values:
+                save_tensors(staging / "singular_values.safetensors", self.singular_values)
             write_json(staging / MARKER, self.record)
 
     @classmethod

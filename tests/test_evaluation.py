@@ -39,8 +39,8 @@ def test_a_whole_evaluation_counted_by_hand(monkeypatch, model, tokenizer):
     known = [Fact(question="Known?", answer="yes"), Fact(question="Also known?", answer="no")]
     right = {p.prompt: p.solution for p in problems}
     says = {
-        "base": {**{p: "0" for p in right}, **dict(list(right.items())[:2])},
-        "expert": {**right, list(right)[0]: "wrong"},
+        "base": {**dict.fromkeys(right, "0"), **dict(list(right.items())[:2])},
+        "expert": {**right, next(iter(right)): "wrong"},
     }
     facts = {"Capital of France?": "Paris", "France's capital?": "Rome", "Symbol of helium?": "H"}
     shared = {**facts, "Known?": "yes", "Also known?": "maybe"}

@@ -52,12 +52,17 @@ def values(model_folder, tmp_path_factory):
     }
 
 
+def always_better():
+    """Validation keeps the untouched base unless it is beaten; a random model never is, so let every one be better."""
+    count = iter(range(1, 99))
+    return lambda answers: next(count) / 100
+
+
 @pytest.fixture(scope="module")
 def finished(values, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
-    # Validation keeps the untouched base unless it is beaten; a random model never is, so keep the last scales instead.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.expert.share_correct", lambda answers, count=iter(range(1, 99)): next(count) / 100)
+        patch.setattr("palora.expert.share_correct", always_better())
         pipeline.run(parse_recipe(values), out)
     return out
 
@@ -100,7 +105,7 @@ def test_interrupted_between_stages_it_ends_with_the_same_numbers(values, tmp_pa
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.expert.share_correct", lambda answers, count=iter(range(1, 99)): next(count) / 100)
+        patch.setattr("palora.expert.share_correct", always_better())
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(at, stop)
             with pytest.raises(KeyboardInterrupt):

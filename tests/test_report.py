@@ -77,7 +77,7 @@ def evaluation() -> dict[str, Any]:
 def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
     """A complete run directory around an evaluation; protection by components (svf) or by weights (covariance)."""
     rng = np.random.default_rng(0)
-    for name in ("expert", "protection", "decomposition"):
+    for name in ("expert", "protection"):
         (folder / name).mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(values))
     (folder / "recipe.yaml").write_text(f"seed: 0\nskill: chain  # {ATTACK}\n")
@@ -91,7 +91,7 @@ def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
     scales = {name: (1 + rng.normal(0, 0.1, 48)).astype("float32") for name in MODULES}
     save_file(scales, folder / "expert" / "scales.safetensors")
     singular = {name: np.sort(rng.random(48).astype("float32"))[::-1].copy() for name in MODULES}
-    save_file(singular, folder / "decomposition" / "singular_values.safetensors")
+    save_file(singular, folder / "expert" / "singular_values.safetensors")
     expert = {"skill": "chain", "objective": "reward", "validation_accuracy": {"base": 0.58, "expert": 0.69, "n": 256}}
     (folder / "expert" / "expert.json").write_text(json.dumps(expert))
     marked = {

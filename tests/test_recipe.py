@@ -1,0 +1,90 @@
+"""The one configuration: shipped recipes load, overrides work, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from palora.errors import InputError
+from palora.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from palora.rules import Budget, check_rule
+from palora.testbed import demo_recipe
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = {"model": "m", "skills": ["chain"], "facts": "f.jsonl"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_and_goes_together(path):
+    recipe = load_recipe(path)
+    for arm in recipe.trained_arms:
+        protect, _ = recipe.arm(arm)
+        check_rule(protect.rule, Budget(protect.k, protect.fraction, protect.share, protect.strength), protect.sides)
+    assert load_recipe_text(dump_recipe(recipe)) == recipe
+
+
+def load_recipe_text(text):
+    return parse_recipe(yaml.safe_load(text))
+
+
+def test_the_default_recipe_names_every_key():
+    """A key that is added to the schema must be documented there."""
+    shown = yaml.safe_load((ROOT / "recipes" / "default.yaml").read_text())
+    assert set(shown) == set(Recipe.model_fields)
+    for section in ("expert", "inject", "evaluate"):
+        assert set(shown[section]) == set(Recipe.model_fields[section].annotation.model_fields), section
+    assert set(shown["protect"]) | {"k", "fraction", "share"} == set(
+        Recipe.model_fields["protect"].annotation.model_fields
+    )
+
+
+def test_the_paper_recipe_is_the_published_one():
+    recipe = load_recipe(ROOT / "recipes" / "paper.yaml")
+    expert, protect, inject = recipe.expert, recipe.protect, recipe.inject
+    assert (expert.learning_rate, expert.max_grad_norm, expert.batch_size, expert.iterations) == (2e-3, 1e-3, 256, 200)
+    assert (expert.objective, expert.temperature, expert.baseline) == ("reward", 0.0, False)
+    assert (protect.rule, protect.k) == ("svf", 64)
+    assert (inject.learning_rate, inject.weight_decay, inject.epochs, inject.batch_size) == (2e-4, 0.01, 10, 8)
+    assert (inject.r, inject.lora_alpha, inject.lora_dropout) == (16, 32, 0.05)
+
+
+def test_demo_recipe_points_at_what_is_shipped():
+    recipe = demo_recipe(seed=3)
+    assert recipe.seed == 3 and "svf" in recipe.arms
+    assert Path(recipe.facts).exists() and Path(recipe.known_facts).exists()
+    assert (Path(recipe.model) / "model.safetensors").stat().st_size <= 8 * 2**20
+
+
+def test_overrides(tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL))
+    recipe = load_recipe(
+        tmp_path / "r.yaml",
+        ["inject.r=8", "inject.learning_rate=1e-3", "arms.svf.protect.rule=svf", "arms.svf.protect.k=4"],
+    )
+    assert recipe.inject.r == 8 and recipe.inject.learning_rate == 1e-3
+    assert recipe.arm("svf")[0].k == 4 and recipe.arm("svf")[1].r == 8
+    assert recipe.trained_arms == ["lora", "svf", "palora"]
+
+
+def test_files_beside_the_recipe_are_found(tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (tmp_path / "f.jsonl").write_text("")
+    assert load_recipe(tmp_path / "r.yaml").facts == str(tmp_path / "f.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inject": {"rank": 8}}, r"inject\.rank: no such key"),
+        ({"inject": {"r": 0}}, r"inject\.r: .*greater than or equal to 1"),
+        ({"expert": {"objective": "rl"}}, r"expert\.objective: .*'reward' or 'next_token'"),
+        ({"skills": []}, "skills: .*at least 1"),
+        ({"facts": None}, "facts: "),
+        ({"arms": {"palora": {}}}, "arms.palora is always there"),
+        ({"arms": {"x": {"inject": {"rank": 1}}}}, r"rank"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_recipe(MINIMAL | change)
+    assert "\n" not in str(caught.value)
