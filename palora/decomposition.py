@@ -40,7 +40,8 @@ def decompose(matrix: Tensor) -> Decomposition:
     if not torch.isfinite(matrix).all():
         raise InputError("a weight matrix holds NaN or infinity; the checkpoint is damaged")
     U, s, Vh = torch.linalg.svd(matrix.float(), full_matrices=False)
-    return Decomposition(U, s, Vh)
+    # LAPACK's layout is column-major; a cached copy is row-major, and products of the two differ in the last bit.
+    return Decomposition(U.contiguous(), s, Vh.contiguous())
 
 
 def decompose_targets(

@@ -63,7 +63,8 @@ def train_expert(
 
     Args:
         skill: where the problems and their scorer come from.
-        work: a folder for the checkpoint and `metrics.jsonl`; a training that was interrupted continues from there.
+        work: a folder of its own for the checkpoint and `metrics.jsonl`. The same training called again continues
+            from there, or returns at once where it was finished: remove the folder to train afresh.
         model_name: what the record calls the model.
         targets: endings of the targeted matrices, by default the MLP matrices.
 
@@ -255,5 +256,5 @@ def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.op
                 "exp_avg": tensors[f"m/{name}"].to(layer.p.device),
                 "exp_avg_sq": tensors[f"v/{name}"].to(layer.p.device),
             }
-    best = {key.removeprefix("best/"): z for key, z in tensors.items() if key.startswith("best/")}
+    best = {name: tensors[f"best/{name}"] for name in layers}
     return _State(iteration, float(metadata["base_accuracy"]), float(metadata["best_accuracy"]), best)

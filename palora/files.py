@@ -40,13 +40,18 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private; ours are ordinary files
+            _make_ordinary(Path(name))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _make_ordinary(file: Path) -> None:
+    """Give a file the permissions of an ordinary new one: mkstemp and safetensors make private ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(file, 0o666 & ~umask)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -98,22 +103,23 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     replaced. Raises InputError then, PaloraError where the disk or the permissions do not allow it.
     """
     out = Path(out)
-    check_replaceable(out, marker)
-    staging = out.with_name(f".{out.name}.partial")
+    staging, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     with _clear_errors(out):
+        if old.exists() and not out.exists():  # a swap was cut in the middle
+            os.replace(old, out)
+        check_replaceable(out, marker)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:
-        yield staging
-        old = out.with_name(f".{out.name}.old")
         with _clear_errors(out):
+            yield staging
+            for file in filter(Path.is_file, staging.rglob("*")):
+                _make_ordinary(file)
             shutil.rmtree(old, ignore_errors=True)
             if out.exists():
                 os.replace(out, old)
             os.replace(staging, out)
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise PaloraError(f"cannot write {out}: {error.strerror or error}; nothing was changed") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

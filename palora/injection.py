@@ -46,7 +46,8 @@ def inject(
 
     Args:
         model: the base of this stage: the expert's weights already applied, or the original model.
-        work: a folder for checkpoints and `metrics.jsonl`; a training that was interrupted continues from there.
+        work: a folder of its own for checkpoints and `metrics.jsonl`. The same training called again continues from
+            there: remove the folder to train afresh.
         protection: what the update may not touch; None is plain LoRA.
         targets: endings of the targeted matrices; by default those of the protection, or the MLP matrices.
         stage: the arm's name in the metrics.

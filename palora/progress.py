@@ -34,3 +34,4 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[in
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(label, total=total, completed=done)
         yield lambda units: bars.advance(task, units)
+        bars.update(task, total=bars.tasks[0].completed)  # work that ended early is done

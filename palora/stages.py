@@ -116,7 +116,7 @@ def protect(
     record = {**subspaces.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
     replace(subspaces, record=record).save(out, statistics)
     if warning := protection.coverage_warning(record):
-        log.warning(warning)
+        log.warning("%s: %s", out, warning)
 
 
 def inject(

@@ -73,7 +73,9 @@ def collect(
         examples: tokenised texts; padding never enters the sums.
         progress: called with the number of examples each batch finished.
 
-    Returns: for each module path a float32 matrix (n, n) of trace 1, on the module's device.
+    Returns: for each module path a float64 matrix (n, n) of trace 1, on the module's device. In float32 the soft rule
+    would multiply the rounding of the largest eigenvalue by g·n and attenuate directions that were never used (1.3e-4
+    of P_R at n = 512, g = 10; 2.5e-3 at n = 2,048, g = 100).
 
     Raises: InputError without examples.
     """
@@ -106,9 +108,9 @@ def _inputs(targets: dict[str, nn.Module], sums: Covariances, state: dict[str, T
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0][state["mask"]].float()
+            x = arguments[0][state["mask"]].double()
             if name not in sums:
-                sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
+                sums[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=x.dtype, device=x.device)
             sums[name].addmm_(x.T, x)
 
         return add

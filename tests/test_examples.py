@@ -14,7 +14,7 @@ from palora.recipe import ExpertSettings, InjectSettings
 from palora.scoring import ask_facts, share_correct
 from palora.updates import Adapter
 
-SEED = 3
+SEED = 0
 FACTS = [palora.Fact(f"Where was {name} born?", city) for name, city in zip("ABCDEFGHIJ", "QRSTUVWXYZ", strict=True)]
 PROBLEMS = [palora.Problem(prompt=f"{i}+{i}=", answer="0", solution="0" * (1 + i % 3)) for i in range(60)]
 SPLITS = {"train": PROBLEMS[:36], "validation": PROBLEMS[36:56], "test": PROBLEMS[56:]}
@@ -24,8 +24,9 @@ SKILL = palora.Skill(  # to begin with an even character code: something a model
     problems=lambda split, n, seed: SPLITS[split][:n],
     score=lambda completion, problem: bool(completion) and ord(completion[0]) % 2 == 0,
 )
+HARD = "reward, hard"
 WAYS = {
-    "reward, hard": ("reward", "svf", {"k": 12}),
+    HARD: ("reward", "svf", {"k": 12}),
     "next token, soft": ("next_token", "covariance", {"strength": 3.0}),
 }
 
@@ -87,8 +88,8 @@ def differences(bare, library):
     def projector(basis, size):  # I − V Vᵀ: it knows neither the signs of singular vectors nor their order
         return torch.eye(size) if basis is None else torch.eye(size) - basis @ basis.T
 
-    names = list(library.expert.scales)
-    assert names == list(bare.scales) == list(bare.projectors) == list(bare.adapter)
+    names = list(bare.scales)
+    assert set(names) == set(library.expert.scales) == set(library.protection) == set(library.adapter.A)
     subspaces, adapter = [library.protection[n] for n in names], library.adapter
     (P_L, P_R), (A, B) = (zip(*(of[n] for n in names), strict=True) for of in (bare.projectors, bare.adapter))
     return {
@@ -109,8 +110,8 @@ def test_the_same_numbers(bare_loop, model_folder, tmp_path, way):
     assert max(bare.validation) > bare.validation[0], "otherwise the scales are those of the base, and say nothing"
     assert len(bare.losses) == 60
     assert bare.recall == library.recall > 0
-    print(differences(bare, library), bare.validation, bare.recall, bare.losses[-1])
-    assert max(differences(bare, library).values()) < 1e-5, differences(bare, library)
+    found = differences(bare, library)
+    assert max(found.values()) < 1e-5, found
 
 
 def without_renormalisation(bare_loop, patch):
@@ -151,6 +152,6 @@ def library_in_another_order(bare_loop, patch):
 )
 def test_a_lost_step_shows(bare_loop, model_folder, tmp_path, monkeypatch, broken, seen):
     broken(bare_loop, monkeypatch)
-    bare = run_bare(bare_loop, model_folder, "reward, hard")
-    print(differences(bare, run_library(model_folder, tmp_path, "reward, hard")))
-    assert differences(bare, run_library(model_folder, tmp_path, "reward, hard"))[seen] > 0.01
+    bare, library = run_bare(bare_loop, model_folder, HARD), run_library(model_folder, tmp_path, HARD)
+    found = differences(bare, library)
+    assert found[seen] > 0.01, found
