@@ -19,7 +19,7 @@ from palora.decomposition import decompose_targets
 from palora.errors import InputError, PaloraError
 from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
 from palora.model_card import model_card
-from palora.models import check_fingerprints, find_targets, fingerprints, load_model, weight
+from palora.models import find_targets, known_targets, load_model, weight
 from palora.statistics import from_tensors
 from palora.subspace import ProtectedSubspaces
 from palora.svf import Expert, expert_delta
@@ -67,8 +67,7 @@ def export(
     protection = protection or (Path(record["protection"]) if record["protection"] else None)
     name = model or record["model"]
     base, tokenizer = load_model(name, dtype=dtype if kind == "merged" else "float32", device="cpu")
-    targets = find_targets(base, list(loaded.A))
-    check_fingerprints(record["fingerprints"], fingerprints(targets), f"the adapter {adapter}", name)
+    known_targets(base, record["fingerprints"], f"the adapter {adapter}", name)
     frozen = Expert.load(expert) if expert and record["base"] == "expert" else None
     if kind == "merged":
         return _merge(loaded, record, base, tokenizer, frozen, protection, out, max_leak)

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write into one line."""
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn a refusal to write (a full disk, no permission) into one line, whoever met it. Raises PaloraError."""
     try:
         yield
-    except OSError as error:
-        raise PaloraError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise PaloraError(
+            f"cannot write {path}: {reason}; what was there before is as it was. Mend that and run this again"
+        ) from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why a file could not be written, or None where `error` is something else."""
+    text = str(error)
+    if isinstance(error, OSError):
+        return error.strerror or text
+    if type(error).__name__ == "SafetensorError" and "I/O error: " in text:
+        return text.partition("I/O error: ")[2].partition(" (os error")[0]
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "iostream" in text):
+        return "torch could not write its checkpoint (is the disk full?)"
+    return None
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` completely or not at all. Raises PaloraError on a full disk or without permission."""
     path = Path(path)
-    with _clear_errors(path):
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -64,14 +81,20 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises InputError if it is missing or malformed."""
+def read_json(path: Path, *keys: str) -> Any:
+    """Read a JSON file. Raises InputError if it is missing or malformed, or is no object with these keys."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); was it cut short or edited?") from None
+    if keys and not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; was it edited?")
+    for key in keys:
+        if key not in value:
+            raise InputError(f"{path}: it has no {key!r}; was it edited, or written by something else?")
+    return value
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:
@@ -89,10 +112,10 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
 
     try:
         return load_file(path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
 
 
 @contextmanager
@@ -104,14 +127,14 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     """
     out = Path(out)
     staging, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    with _clear_errors(out):
+    with clear_errors(out):
         if old.exists() and not out.exists():  # a swap was cut in the middle
             os.replace(old, out)
         check_replaceable(out, marker)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:
-        with _clear_errors(out):
+        with clear_errors(out):
             yield staging
             for file in filter(Path.is_file, staging.rglob("*")):
                 _make_ordinary(file)
@@ -121,6 +144,9 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
             os.replace(staging, out)
             shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not out.exists():
+            with suppress(OSError):
+                os.replace(old, out)
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -131,6 +157,17 @@ def check_replaceable(out: Path, marker: str) -> None:
         raise InputError(f"{out} is a file; --out names a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / marker).exists():
         raise InputError(f"{out} has other files in it (no {marker}); choose a new or empty folder for --out")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError, before any work is done, where `folder` cannot be written into, or made where it is missing."""
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{place} is no folder, so nothing can be written under it; choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"no permission to write in {place}; choose another --out")
 
 
 def sha256(data: bytes) -> str:

@@ -5,6 +5,8 @@ transpose. Everything above this file sees (m, n).
 """
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from palora.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 # The MLP matrices of each architecture (config.model_type), as endings of module paths.
@@ -52,26 +57,50 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    path = str(path)
+    check_source(path, dtype, device)
+    with _loading(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    with _loading(path, "weights"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # of those the report tells, and so do we
+            output_loading_info=True,
+        )
+    # transformers only warns here, and goes on with random values.
+    for wrong, names in (("lack", report["missing_keys"]), ("have another shape of", report["mismatched_keys"])):
+        if names:
+            name = sorted(str(n[0] if isinstance(n, tuple) else n) for n in names)[0]
+            raise InputError(
+                f"cannot load the weights of {path}: they {wrong} {name} ({len(names)} such); the checkpoint is "
+                "damaged, or config.json is of another model"
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {path} has neither a padding nor an end token; set one of them in it")
+    tokenizer.padding_side = "left"
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_finite(model, path)
+    return model.eval(), tokenizer
+
+
+def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
+    """What can be told of a model before it is loaded. Raises InputError, as `load_model` does."""
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
-    path = str(path)
     if Path(path).is_dir():
         _check_folder(Path(path))
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"{path}: no such model folder, and not a hub name (owner/name)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, revision=revision, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model {path}: {reason}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model.eval(), tokenizer
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"there is no device {device!r} here ({_one_line(error)}); leave --device out") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -80,6 +109,35 @@ def _check_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         pickled = " (only pickled ones, which are not read: convert them)" if list(folder.glob("*.bin")) else ""
         raise InputError(f"{folder} has no safetensors weights{pickled}")
+
+
+@contextmanager
+def _loading(path: str, part: str) -> "Iterator[None]":
+    """What transformers raises on a folder it cannot read has no common type: any of it is about the folder."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        where = path if Path(path).is_dir() else f"{path} (no such folder here, so it was looked for on the hub)"
+        reason = _one_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it brings Python code of its own, which is never run; use a model that transformers knows"
+        raise InputError(f"cannot load the {part} of {where}: {reason}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a message; all of it where that ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0] if not lines[0].endswith(":") else " ".join(lines)
+
+
+def _check_finite(model: nn.Module, path: str) -> None:
+    for name, parameter in model.named_parameters():
+        # One sum finds NaN and infinity without a copy of the parameter. Quantised ones cannot hold them.
+        if parameter.dtype in _FLOATS and not parameter.detach().sum(dtype=torch.float32).isfinite():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(f"{name} of {path} holds NaN or infinity in {kind}; the checkpoint is damaged")
 
 
 def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str, nn.Module]:
@@ -146,15 +204,30 @@ def fingerprint(matrix: Tensor) -> str:
     return hashlib.sha256(str(tuple(matrix.shape)).encode() + data).hexdigest()[:16]
 
 
-def check_fingerprints(expected: dict[str, str], actual: dict[str, str], what: str, model: str) -> None:
-    """Raise InputError unless `actual` (the model at hand) has every matrix that `what` was made for, unchanged."""
-    for name, value in expected.items():
-        if name not in actual:
-            raise InputError(f"{what} was made for another model: {model} has no targeted matrix {name}")
-        if actual[name] != value:
+def known_targets(
+    model: nn.Module, expected: Mapping[str, str], what: str, model_name: str, targets: list[str] | None = None
+) -> dict[str, nn.Module]:
+    """The modules that `what` (an expert, a protection, an adapter) was made for, by path, in the model's order.
+
+    Args:
+        expected: the fingerprint of each of its matrices.
+        targets: what the user has asked for; None: nothing.
+
+    Raises: InputError unless `model` has every one of these matrices, unchanged, and `targets` names no others.
+    """
+    found = {name: module for name, module in model.named_modules() if name in expected and is_linear(module)}
+    for name in expected:
+        if name not in found:
+            raise InputError(f"{what} was made for another model: {model_name} has no matrix {name}")
+    for name, value in fingerprints(found).items():
+        if value != expected[name]:
             raise InputError(
-                f"{what} was made for other weights: {name} of {model} has fingerprint {actual[name]}, not {value}"
+                f"{what} was made for other weights: {name} of {model_name} has fingerprint {value}, not "
+                f"{expected[name]}; give the model it was made for, or make it anew for this one"
             )
+    if targets and set(find_targets(model, targets)) != set(found):
+        raise InputError(f"--targets names other matrices than those of {what}; leave --targets out")
+    return found
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -170,5 +243,11 @@ def _ends(name: str, ending: str) -> bool:
 
 
 def _candidates(linears: dict[str, Any]) -> str:
-    endings = sorted({".".join(n.split(".")[-2:]) if "." in n else n for n in linears})
+    endings = sorted({_short(name) for name in linears})
     return ", ".join(endings) or "none (the model has no linear layers)"
+
+
+def _short(name: str) -> str:
+    """The last two parts of a path, but not the number of a layer: `mlp.down_proj`, `fc1`."""
+    *_, parent, last = ["", *name.split(".")]
+    return last if not parent or parent.isdigit() else f"{parent}.{last}"

@@ -24,7 +24,7 @@ from palora.prompts import Example, encode_example
 from palora.rules import EXPERT_RULES, INPUT_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
 from palora.scoring import solve
 from palora.skills import Skill
-from palora.statistics import Covariances, InputStatistics, collect, mix, to_tensors
+from palora.statistics import Covariances, InputStatistics, collect, groups, mix, to_tensors
 from palora.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.svf import Expert
 
@@ -66,7 +66,7 @@ def protect(
         keep: what the input statistics are collected from; without it only component rules work, and there is no
             coverage and no drift.
         facts: the new facts, for their coverage only.
-        targets: endings of the targeted matrices; by default the expert's, or the MLP matrices.
+        targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
 
     Returns: the subspaces with their record, and the skill's input statistics by name, for `drift`.
 
@@ -77,7 +77,7 @@ def protect(
         raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
     if rule in INPUT_RULES and keep is None:
         raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts or --text")
-    modules = find_targets(model, list(expert.scales) if expert else targets)
+    modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     prints = fingerprints(modules)
     decompositions: dict[str, Decomposition] = {}
     if expert is not None or rule not in INPUT_RULES | {"none"}:
@@ -148,30 +148,31 @@ def _statistics(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: dict[str, nn.Module], keep: Keep
 ) -> tuple[dict[str, InputStatistics], dict[str, InputStatistics]]:
     """The mixed statistics of everything to keep, and those of the skills alone (empty without a skill)."""
-    parts: list[tuple[float, Covariances]] = []
-    skills: list[tuple[float, Covariances]] = []
-
-    def add(label: str, weight: float, examples: Sequence[Example]) -> Covariances:
-        with progress_bar(f"Statistics of {label}", len(examples)) as advance:
-            covariances = collect(model, modules, examples, progress=advance)
-        if weight > 0:
-            parts.append((weight, covariances))
-        return covariances
-
-    for skill in keep.skills:
-        weight = keep.weights["skills"] / len(keep.skills)
-        skills.append((1.0, add(skill.name, weight, skill_examples(model, tokenizer, skill, keep.examples))))
+    kept: list[tuple[str, float, Sequence[Example]]] = [
+        (skill.name, keep.weights["skills"] / len(keep.skills), skill_examples(model, tokenizer, skill, keep.examples))
+        for skill in keep.skills
+    ]
     if keep.known_facts and keep.weights["known_facts"] > 0:
         known = [encode_example(tokenizer, f.question, f.answer) for f in keep.known_facts[: keep.examples]]
-        add("the known facts", keep.weights["known_facts"], known)
+        kept.append(("the known facts", keep.weights["known_facts"], known))
     if keep.text and keep.weights["text"] > 0:
-        add("the text", keep.weights["text"], [_passage(tokenizer, t) for t in keep.text[: keep.examples]])
-    if not parts:
+        passages = [_passage(tokenizer, text) for text in keep.text[: keep.examples]]
+        kept.append(("the text", keep.weights["text"], passages))
+    if not any(share > 0 for _, share, _ in kept):
         raise InputError("nothing is to be kept: every weight under keep is 0")
-    mixed = mix(parts)
-    if len(parts) == len(skills) == 1:
-        return mixed, mixed
-    return mixed, mix(skills) if skills else {}
+    mixed: dict[str, InputStatistics] = {}
+    skills_only: dict[str, InputStatistics] = {}
+    for group in groups(modules):
+        found: list[tuple[float, Covariances]] = []
+        for label, share, examples in kept:
+            with progress_bar(f"Statistics of {label}", len(examples)) as advance:
+                found.append((share, collect(model, group, examples, progress=advance)))
+        mixed |= mix([(share, covariances) for share, covariances in found if share > 0])
+        if len(kept) == len(keep.skills) and keep.weights["skills"] > 0:  # the same mixture: do not factorise it twice
+            skills_only |= {name: mixed[name] for name in group}
+        elif keep.skills:
+            skills_only |= mix([(1.0, covariances) for _, covariances in found[: len(keep.skills)]])
+    return mixed, skills_only
 
 
 def skill_examples(

@@ -16,6 +16,7 @@ Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be k
 `none` protects nothing: plain LoRA.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -57,8 +58,8 @@ class Budget:
                 raise InputError(f"{name} must be over 0 and at most 1, not {value}")
         if self.k is not None and self.k < 1:
             raise InputError(f"k must be at least 1, not {self.k}")
-        if self.strength is not None and not self.strength > 0:
-            raise InputError(f"strength must be over 0, not {self.strength}")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise InputError(f"strength must be over 0 and finite, not {self.strength}")
 
     def count(self, importance: Tensor) -> int:
         """How many of the most important directions (importance (r,), any order) the budget buys.
@@ -68,7 +69,7 @@ class Budget:
         r = importance.numel()
         if self.k is not None:
             if self.k > r:
-                raise InputError(f"k = {self.k} is larger than the rank {r}")
+                raise InputError(f"k = {self.k} is larger than the rank {r}; choose at most {r}")
             return self.k
         if self.fraction is not None:
             return max(1, round(self.fraction * r))

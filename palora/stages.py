@@ -20,7 +20,7 @@ from palora.evaluation import Questions, TrainedArm, evaluate
 from palora.facts import Fact, read_facts
 from palora.files import check_replaceable, load_tensors, new_folder, read_json, sha256, write_json
 from palora.model_card import model_card
-from palora.models import check_fingerprints, find_targets, fingerprints, load_model
+from palora.models import check_source, find_targets, fingerprints, known_targets, load_model
 from palora.recipe import EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
 from palora.report import write_report
 from palora.rules import Budget, check_rule
@@ -154,11 +154,15 @@ def inject(
         return
     started = time.monotonic()
     model, tokenizer = base.load()
-    names = list(subspaces) if subspaces else list(loaded.scales) if loaded else base.endings
-    modules = find_targets(model, names)
-    prints = fingerprints(modules)
     if subspaces is not None:
-        check_fingerprints(subspaces.record["fingerprints"], prints, f"the protection {protected}", base.model)
+        expected = subspaces.record["fingerprints"]
+        modules = known_targets(model, expected, f"the protection {protected}", base.model, base.endings)
+    elif loaded is not None:
+        expected = loaded.record["fingerprints"]
+        modules = known_targets(model, expected, f"the expert {expert}", base.model, base.endings)
+    else:
+        modules = find_targets(model, base.endings)
+    names, prints = list(modules), fingerprints(modules)
     if settings.base == "expert" and loaded is not None:
         loaded.apply(model, base.model)
     stored = protected / "statistics.safetensors" if protected else None
@@ -248,8 +252,7 @@ def evaluate_arms(
         if record.get("base") == "expert" and record["expert_fingerprint"] != _identity(expert):
             raise InputError(f"the adapter {adapters[name]} was trained on another expert than {expert}")
         if "fingerprints" in record:
-            prints = fingerprints(find_targets(model, list(record["fingerprints"])))
-            check_fingerprints(record["fingerprints"], prints, f"the adapter {adapters[name]}", base.model)
+            known_targets(model, record["fingerprints"], f"the adapter {adapters[name]}", base.model)
     arms = {name: TrainedArm(folder, records[name].get("base", "original")) for name, folder in adapters.items()}
     work = _work(out / "evaluation")
     result = evaluate(model, tokenizer, questions, loaded, arms, settings, work, inputs, seed)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from palora.errors import InputError
+from palora.models import weight
 from palora.prompts import Example, batches
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-MAX_DIRECTIONS = 4096  # columns kept of F; a full basis of 14,336 inputs would be 0.8 GB a matrix
+MAX_DIRECTIONS = 1024  # columns kept of F; a full basis of 14,336 inputs would be 0.8 GB a matrix
+MAX_EXACT = 4096  # wider covariances are factorised by subspace iteration: 14,336 takes minutes by eigh
+MAX_BYTES = 8 * 2**30  # of covariances in memory at once; a larger model takes several passes over the text
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,26 @@ class InputStatistics:
             return 0.0
         return float((basis.T @ self.factor).square().sum() / self.trace)
 
-    def drift(self, delta: Tensor, weight: Tensor) -> float:
+    def drift(self, delta: Tensor, W: Tensor) -> float:
         """sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)) for ΔW and W (m, n)."""
-        return float((delta.float() @ self.factor).norm() / (weight.float() @ self.factor).norm())
+        return float((delta.float() @ self.factor).norm() / (W.float() @ self.factor).norm())
 
 
 Covariances = dict[str, Tensor]
+
+
+def groups(targets: dict[str, nn.Module], max_bytes: int = MAX_BYTES) -> list[dict[str, nn.Module]]:
+    """The targets in groups whose covariances (float64, n × n) fit into `max_bytes`; one matrix at least a group."""
+    result: list[dict[str, nn.Module]] = [{}]
+    used = 0
+    for name, module in targets.items():
+        size = 8 * weight(module).shape[1] ** 2
+        if result[-1] and used + size > max_bytes:
+            result.append({})
+            used = 0
+        result[-1][name] = module
+        used += size
+    return result
 
 
 @torch.no_grad()
@@ -134,8 +151,18 @@ def mix(parts: Sequence[tuple[float, Covariances]]) -> dict[str, InputStatistics
 
 
 def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> InputStatistics:
-    """The leading eigenvectors of C (n, n), scaled by the square roots of their eigenvalues."""
-    eigenvalues, vectors = torch.linalg.eigh(covariance.double())
+    """The leading eigenvectors of C (n, n), scaled by the square roots of their eigenvalues. Exact up to n = 4,096; of
+    wider ones the leading subspace is found by randomised subspace iteration (Halko et al., arXiv 0909.4061, 4.4)."""
+    C = covariance.double()
+    if len(C) > MAX_EXACT:
+        tried = min(len(C), max_directions + max_directions // 8 + 8)  # more than kept: the last ones converge slowly
+        Q = torch.randn(len(C), tried, generator=torch.Generator().manual_seed(0), dtype=C.dtype).to(C.device)
+        for _ in range(6):
+            Q = torch.linalg.qr(C @ Q).Q
+        eigenvalues, small = torch.linalg.eigh(Q.T @ C @ Q)
+        vectors = Q @ small
+    else:
+        eigenvalues, vectors = torch.linalg.eigh(C)
     order = torch.argsort(eigenvalues, descending=True)[:max_directions]
     scaled = vectors[:, order] * eigenvalues[order].clamp_min(0).sqrt()
     return InputStatistics(scaled.float(), float(covariance.trace()))

@@ -122,12 +122,13 @@ class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
         folder = Path(folder)
         if not (folder / MARKER).exists():
             raise InputError(f"{folder} is not a protection folder (no {MARKER}); make one with `palora protect`")
-        record = read_json(folder / MARKER)
+        record = read_json(folder / MARKER, "fingerprints", "modules", "rule", "sides", "budget", "coverage")
         tensors = load_tensors(folder / "subspaces.safetensors")
-        names = list(record.get("modules", {}))
-        unknown = {key.rpartition(".")[0] for key in tensors} - set(names)
-        if unknown:
-            raise InputError(f"{folder}: subspaces.safetensors and {MARKER} disagree on {sorted(unknown)[0]}")
+        names = list(record["modules"])
+        sides = ("input", "output")
+        stated = {f"{n}.{side}" for n, m in record["modules"].items() for side in sides if m[f"k_{side}"]}
+        if odd := stated ^ set(tensors):
+            raise InputError(f"{folder}: subspaces.safetensors and {MARKER} disagree on {sorted(odd)[0]}; make it anew")
         return cls(
             {n: ProtectedSubspace(tensors.get(f"{n}.input"), tensors.get(f"{n}.output")) for n in names},
             record,

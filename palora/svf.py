@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 from palora.decomposition import Decomposition, decompose_targets
 from palora.errors import InputError
 from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
-from palora.models import check_fingerprints, find_targets, fingerprints, is_transposed, weight
+from palora.models import is_transposed, known_targets, weight
 
 MARKER = "expert.json"
 Parametrisation = Literal["linear", "sigmoid"]
@@ -116,13 +116,16 @@ class Expert:
         folder = Path(folder)
         if not (folder / MARKER).exists():
             raise InputError(f"{folder} is not an expert folder (no {MARKER}); train one with `palora expert`")
-        return cls(load_tensors(folder / "scales.safetensors"), read_json(folder / MARKER))
+        record = read_json(folder / MARKER, "fingerprints")
+        scales = load_tensors(folder / "scales.safetensors")
+        if set(scales) != set(record["fingerprints"]):
+            raise InputError(f"{folder}: scales.safetensors and {MARKER} name different matrices; train it again")
+        return cls(scales, record)
 
-    def targets(self, model: nn.Module, name: str) -> dict[str, nn.Module]:
-        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same."""
-        targets = find_targets(model, list(self.scales))
-        check_fingerprints(self.record["fingerprints"], fingerprints(targets), "the expert", name)
-        return targets
+    def targets(self, model: nn.Module, name: str, targets: list[str] | None = None) -> dict[str, nn.Module]:
+        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same, and
+        `targets`, where given, name the same modules."""
+        return known_targets(model, self.record["fingerprints"], "the expert", name, targets)
 
     @torch.no_grad()
     def apply(

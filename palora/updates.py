@@ -34,8 +34,8 @@ class Adapter:
         """Read a PEFT LoRA folder. Raises InputError if it is not one, or a kind whose ΔW is not (α / r) B A."""
         folder = Path(folder)
         if not (folder / "adapter_config.json").exists():
-            raise InputError(f"{folder} is not an adapter folder (no adapter_config.json)")
-        config = read_json(folder / "adapter_config.json")
+            raise InputError(f"{folder} is not an adapter folder (no adapter_config.json); make one by `palora inject`")
+        config = read_json(folder / "adapter_config.json", "peft_type")
         if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias") not in (None, False):
             raise InputError(f"{folder}: not a plain LoRA adapter (DoRA, biases and other methods are not read)")
         tensors = load_tensors(folder / "adapter_model.safetensors")

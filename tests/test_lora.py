@@ -291,6 +291,52 @@ def test_transformers_trainer_and_resume(tmp_path):
     assert max(saved_leaks(tmp_path / "saved", subspaces).values()) <= 1e-5
 
 
+def test_trl_sft_trainer_takes_it_as_its_peft_config(tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    subspaces = protection(tiny_llama())
+    rows = [{"prompt": f"Code {i}?", "completion": str(i)} for i in range(8)]
+    arguments = SFTConfig(
+        str(tmp_path / "trainer"),
+        num_train_epochs=3,
+        learning_rate=1e-2,
+        bf16=False,
+        gradient_checkpointing=True,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = SFTTrainer(
+        model=tiny_llama(),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=PaloraConfig(r=4, lora_alpha=8, protection=subspaces, task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert max(saved_leaks(tmp_path / "saved", subspaces).values()) <= 1e-5
+
+
+def test_a_quantised_base_trains_and_refuses_to_merge(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install palora[bitsandbytes]")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    subspaces = protection(tiny_llama(hidden_size=64, intermediate_size=128))
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=four_bit, device_map="cpu")
+    adapted = constrained(model, subspaces)
+    first = train(adapted, 1)
+    assert train(adapted, 40) < first
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert max(saved_leaks(tmp_path / "adapter", subspaces).values()) <= 1e-5
+    with pytest.raises(InputError, match="quantised"):
+        adapted.merge_and_unload()
+
+
 def test_merge_and_unmerge(model):
     adapted = constrained(model, protection(model))
     train(adapted, 20)

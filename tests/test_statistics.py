@@ -8,7 +8,10 @@ from torch import nn
 from palora.errors import InputError
 from palora.models import find_targets
 from palora.prompts import Example
-from palora.statistics import collect, factorise, from_tensors, mix, to_tensors
+from palora.protection import Keep, protect
+from palora.rules import Budget
+from palora.skills import get_skill
+from palora.statistics import collect, factorise, from_tensors, groups, mix, to_tensors
 
 
 class Recorder(nn.Module):
@@ -66,6 +69,31 @@ def test_a_truncated_factor_still_knows_the_whole_energy():
     statistics = factorise(C, max_directions=2)
     assert statistics.factor.shape == (4, 2) and statistics.trace == 10
     assert statistics.coverage(torch.eye(4)) == pytest.approx(0.7)
+
+
+def test_a_wide_covariance_is_factorised_by_subspace_iteration(monkeypatch):
+    X = torch.randn(300, 60) * torch.logspace(0, -2, 60)
+    C = (X.T @ X).double()
+    exact = factorise(C, max_directions=10)
+    monkeypatch.setattr("palora.statistics.MAX_EXACT", 50)
+    found = factorise(C, max_directions=10)
+    assert found.trace == exact.trace
+    assert (found.eigenvalues[:8] / exact.eigenvalues[:8] - 1).abs().max() < 1e-4
+    P, Q = (s.directions[:, :8] @ s.directions[:, :8].T for s in (found, exact))
+    assert (P - Q).norm() < 1e-2
+
+
+def test_a_model_too_large_for_one_pass_is_collected_in_groups(model, tokenizer, monkeypatch):
+    targets = find_targets(model)
+    assert len(groups(targets)) == 1
+    assert [len(group) for group in groups(targets, max_bytes=2 * 8 * 32**2)] == [2, 1, 2, 1], "down_proj has 48 inputs"
+    assert [len(group) for group in groups(targets, max_bytes=1)] == [1] * 6
+    keep = Keep([get_skill("chain")], examples=16)
+    whole, _ = protect(model, tokenizer, "activation", Budget(k=4), keep=keep)
+    monkeypatch.setattr("palora.statistics.groups.__defaults__", (1,))
+    parts, _ = protect(model, tokenizer, "activation", Budget(k=4), keep=keep)
+    for name in whole:
+        assert torch.equal(whole[name].input, parts[name].input)
 
 
 def test_mix_weighs_and_survives_saving():

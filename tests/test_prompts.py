@@ -1,0 +1,94 @@
+"""Tokens: training sees exactly what generation starts from, with a chat template and without; and generation."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from palora.generation import generate, generate_ids
+from palora.prompts import batches, encode_example, encode_prompt
+
+QUESTIONS = ["Where was Ada born?", "7+5=", "What is the job of a very long name indeed?"]
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer():
+    """A byte-level BPE without chat template that adds <s> in front, as base models have."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(QUESTIONS, trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet))
+    bpe.decoder = decoders.ByteLevel()
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def test_with_a_chat_template(tokenizer):
+    prompt, answer = encode_example(tokenizer, "Where?", "Oslo")
+    assert tokenizer.decode(prompt + answer) == "<user>Where?<model>Oslo<eos>"
+    assert encode_prompt(tokenizer, "Where?") == prompt
+    assert tokenizer.decode(prompt).endswith("<model>"), "the answer starts where the model starts to speak"
+
+
+def test_without_one(plain_tokenizer):
+    prompt, answer = encode_example(plain_tokenizer, "Where?", "Oslo")
+    assert plain_tokenizer.decode(prompt) == "<s>Question: Where?\nAnswer:"
+    assert plain_tokenizer.decode(answer) == " Oslo</s>"
+    assert prompt.count(plain_tokenizer.bos_token_id) == 1 and plain_tokenizer.bos_token_id not in answer
+    assert encode_prompt(plain_tokenizer, "Where?") == prompt
+
+
+def test_a_template_that_rewrites_the_history(tokenizer):
+    """Some templates drop or change earlier turns once there is an answer: the answer is then ended plainly."""
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = (
+        "{% if messages|length > 1 %}<user>?<model>{{ messages[1].content }}{% else %}"
+        "<user>{{ messages[0].content }}<model>{% endif %}"
+    )
+    prompt, answer = encode_example(odd, "Where?", "Oslo")
+    assert odd.decode(prompt + answer) == "<user>Where?<model>Oslo<eos>"
+
+
+def test_batches_hold_everything_once_and_like_lengths_together():
+    lengths = [5, 1, 9, 1, 5, 7]
+    found = batches(lengths, 2)
+    assert sorted(i for group in found for i in group) == list(range(6))
+    assert [[lengths[i] for i in group] for group in found] == [[1, 1], [5, 5], [7, 9]]
+
+
+def test_padding_does_not_change_an_answer(model, tokenizer):
+    alone = [generate(model, tokenizer, [q], 6)[0] for q in QUESTIONS]
+    assert generate(model, tokenizer, QUESTIONS, 6, batch_size=3) == alone
+
+
+def test_greedy_is_the_argmax_whatever_the_models_own_settings(model, tokenizer):
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    model.generation_config.repetition_penalty = 3.0
+    prompt = encode_prompt(tokenizer, "7+5=")
+    ids, width = generate_ids(model, tokenizer, [prompt], 4)
+    expected = list(prompt)
+    for _ in range(4):
+        logits = model(input_ids=torch.tensor([expected])).logits[0, -1]
+        expected.append(int(logits.argmax()))
+        if expected[-1] == tokenizer.eos_token_id:
+            break
+    assert ids[0, : len(expected)].tolist() == expected and width == len(prompt)
+
+
+def test_sampling_follows_the_seed(model, tokenizer):
+    prompts = [encode_prompt(tokenizer, q) for q in QUESTIONS]
+
+    def draw(seed):
+        return generate_ids(model, tokenizer, prompts, 8, temperature=1.0, generator_seed=seed)[0]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_progress_counts_every_answer(model, tokenizer):
+    counts = []
+    generate(model, tokenizer, QUESTIONS, 2, batch_size=2, progress=counts.append)
+    assert counts == [2, 1]
