@@ -17,7 +17,6 @@ from palora.errors import InputError, PaloraError
 app = typer.Typer(
     name="palora",
     help="Teach a language model new facts without losing the skills it has (PALoRA, arXiv 2605.24549).",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,7 +35,7 @@ KnownFacts = Annotated[str | None, typer.Option("--known-facts", help="Facts the
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 ProtectionDir = Annotated[Path | None, typer.Option("--protection", help="A protection folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Targets = Annotated[
     str | None,
@@ -150,7 +149,7 @@ def protect(
     keep_skills: Annotated[float, typer.Option(help="Weight of the skills in what is kept.")] = 1.0,
     keep_known_facts: Annotated[float, typer.Option(help="Weight of the known facts.")] = 1.0,
     keep_text: Annotated[float, typer.Option(help="Weight of the text.")] = 1.0,
-    examples: Annotated[int, typer.Option(help="Examples taken of each thing to keep.")] = 512,
+    examples: Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")] = 512,
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -160,7 +159,7 @@ def protect(
     """Find the protected subspace of every targeted matrix. --facts is for their coverage only."""
     from palora.recipe import DEFAULT_STRENGTH, ProtectSettings
 
-    if rule == "covariance" and not any((k, fraction, share, strength)):
+    if rule == "covariance" and all(budget is None for budget in (k, fraction, share, strength)):
         strength = DEFAULT_STRENGTH
     settings = _settings(
         ProtectSettings,
@@ -263,7 +262,11 @@ def evaluate(
     arms: dict[str, Path] = {}
     for given in adapter or []:
         name, equals, folder = given.partition("=")
-        arms[name if equals else "palora"] = Path(folder if equals else given)
+        if not equals or Path(given).exists():  # a folder may have = in its name
+            name, folder = "palora", given
+        if name in arms:
+            raise InputError(f"two adapters are called {name}; name them: --adapter NAME=DIR")
+        arms[name] = Path(folder)
     base = _base(model, dtype, device, None)
     result = stages.evaluate_arms(base, settings, out, arms, skill or [], expert, facts, known_facts, seed)
     _show_run(result, out, as_json)
@@ -280,8 +283,8 @@ def export(
         Path | None, typer.Option("--protection", help="Where the protection is now, if it has moved.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of a merged checkpoint; auto is the model's own.")] = "auto",
-    max_leak: Annotated[float, typer.Option(help="Refuse a merge whose leak after rounding is larger.")] = 0.01,
-    k: Annotated[int | None, typer.Option("--k", help="Expert components in a combined adapter.")] = None,
+    max_leak: Annotated[float, typer.Option(min=0, help="Refuse a merge whose leak after rounding is larger.")] = 0.01,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Expert components in a combined adapter.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write an adapter as itself, merged into a checkpoint, or combined with the expert into one LoRA."""
@@ -302,7 +305,9 @@ def inspect(
 def _base(model: str, dtype: str, device: str | None, targets: str | None) -> Any:
     from palora.stages import Base
 
-    endings = tuple(t.strip() for t in targets.split(",") if t.strip()) if targets else None
+    endings = None if targets is None else tuple(t.strip() for t in targets.split(",") if t.strip())
+    if endings == ():
+        raise InputError("--targets names no matrix; leave it out for the MLP matrices")
     return Base(model, dtype, device, endings)
 
 
@@ -315,7 +320,7 @@ def _settings(kind: Callable[..., Any], **values: Any) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError(f"--{describe(error).replace('_', '-')}") from None
+        raise InputError(describe(error, lambda key: "--" + key.replace("_", "-").replace(".", "-"))) from None
 
 
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -346,7 +351,7 @@ def _show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: exit 0 done, 1 the run failed, 2 wrong input; one line for what is the user's to mend."""
+    """Entry point: exit 0 done, 1 the run failed, 2 wrong input; one line for what is not a bug of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours tell the whole story
@@ -354,13 +359,37 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("palora").setLevel(logging.INFO)
     try:
-        app()
-    except PaloraError as error:
-        print(f"palora: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        # Not standalone: typer would print errors in a form of its own, and swallow the interruption.
+        code = app(sys.argv[1:] or ["--help"], prog_name="palora", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
+        message, code = _explain(error)
+        if message is None:
+            raise
+        print(f"palora: {message}", file=sys.stderr)
+    if code == _INTERRUPTED:
         print("palora: stopped; run the same command again to continue", file=sys.stderr)
-        sys.exit(1)
+        code = 1
+    sys.exit(code)
+
+
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+_UsageError: Any = typer.BadParameter.__base__  # typer has no public name for it
+
+
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """What to tell the user, and the exit code; no message for a bug of ours, which keeps its traceback."""
+    if isinstance(error, PaloraError):
+        return str(error), error.exit_code
+    if isinstance(error, _UsageError):
+        command = error.ctx.command_path if error.ctx else "palora"
+        return f"{' '.join(error.format_message().split())} (see {command} --help)", 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
+        return "out of memory; make the batch smaller, or use a smaller model or dtype", 1
+    if isinstance(error, OSError):  # a disk or a permission that nothing else has noticed
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error}", 1
+    return None, 1
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from palora.files import atomic_write_text
+from palora.files import atomic_write_text, clear_errors
 
 
 class MetricsLog:
@@ -23,7 +23,7 @@ class MetricsLog:
 
     def write(self, step: int, **values: Any) -> None:
         """Append one row."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with clear_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
 
 

@@ -4,6 +4,8 @@ The `paper` recipe carries the published defaults of the closest public code; th
 recommend.
 """
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from palora.errors import InputError
 
+ARM_NAME = r"\w[\w.-]*"  # it names a folder
 DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ExpertSettings(_Settings):
@@ -106,7 +109,7 @@ class Recipe(_Settings):
     model: str = Field(description="a folder or a hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
     device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
     skills: list[str] = Field(
         min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
@@ -124,11 +127,15 @@ class Recipe(_Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        reserved = {"base", "expert", "palora"} & set(self.arms)
-        if reserved:
-            raise ValueError(f"arms.{sorted(reserved)[0]} is always there; only lora and new names can be set")
         for name in self.arms:
-            self.arm(name)
+            if name in ("base", "expert", "palora"):
+                raise ValueError(f"arms.{name} is always there; only lora and new names can be set")
+            if not re.fullmatch(ARM_NAME, name):
+                raise ValueError(f"arms: {name!r} is no name; use letters, digits, - and _")
+            try:
+                self.arm(name)
+            except ValidationError as error:
+                raise ValueError(f"arms.{name}: {describe(error)}") from None
         return self
 
     def arm(self, name: str) -> tuple[ProtectSettings, InjectSettings]:
@@ -157,12 +164,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", "facts", "known_facts", "text"):
@@ -184,17 +194,22 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
         raise InputError(f"{where}: {describe(error)}") from None
 
 
-def describe(error: ValidationError) -> str:
-    """The first problem of a validation in one line: the key, what is wrong, how many more there are."""
+def describe(error: ValidationError, called: Callable[[str], str] = str) -> str:
+    """The first problem of a validation in one line: the key, what is wrong, how many more there are.
+
+    Args:
+        called: what to call a key (`protect.keep.skills`).
+    """
     first, *rest = error.errors()
-    key = ".".join(str(part) for part in first["loc"]) or "recipe"
-    message = first["msg"].removeprefix("Value error, ")
+    key, given = ".".join(str(part) for part in first["loc"]), first["input"]
+    message = first["msg"].splitlines()[0].removeprefix("Value error, ").replace("Input should", "must")
     if first["type"] == "extra_forbidden":
-        message = "no such key"
+        message = "no such key; recipes/default.yaml shows all there are"
     elif first["type"] == "missing":
         message = "is missing"
-    message = message.splitlines()[0]
-    return f"{key}: {message}" + (f" (and {len(rest)} more)" if rest else "")
+    elif message.startswith("must") and isinstance(given, str | int | float | None):
+        message += f", not {given!r}"
+    return (f"{called(key)}: " if key else "") + message + (f" (and {len(rest)} more to mend)" if rest else "")
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -122,12 +122,14 @@ class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
         folder = Path(folder)
         if not (folder / MARKER).exists():
             raise InputError(f"{folder} is not a protection folder (no {MARKER}); make one with `palora protect`")
-        record = read_json(folder / MARKER, "fingerprints", "modules", "rule", "sides", "budget", "coverage")
+        record = read_json(folder / MARKER, "rule", "modules")
         tensors = load_tensors(folder / "subspaces.safetensors")
         names = list(record["modules"])
+        found = {key: basis.shape[1] for key, basis in tensors.items() if basis.ndim == 2}
         sides = ("input", "output")
-        stated = {f"{n}.{side}" for n, m in record["modules"].items() for side in sides if m[f"k_{side}"]}
-        if odd := stated ^ set(tensors):
+        stated = {f"{name}.{side}": m.get(f"k_{side}") for name, m in record["modules"].items() for side in sides}
+        odd = set(tensors) - set(stated) | {key for key, k in stated.items() if k not in (None, found.get(key, 0))}
+        if odd:  # a basis that is not there would be a constraint that is not there
             raise InputError(f"{folder}: subspaces.safetensors and {MARKER} disagree on {sorted(odd)[0]}; make it anew")
         return cls(
             {n: ProtectedSubspace(tensors.get(f"{n}.input"), tensors.get(f"{n}.output")) for n in names},
