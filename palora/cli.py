@@ -66,7 +66,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The whole method on the embedded small model, with no network: about four minutes on two cores."""
+    """The whole method on the embedded small model, with no network: about three minutes on two cores."""
     from palora.pipeline import run as run_recipe
     from palora.testbed import demo_recipe
 
@@ -103,6 +103,11 @@ def expert(
     max_grad_norm: Annotated[float, typer.Option(help="Gradient clip.")] = 1e-3,
     temperature: Annotated[float, typer.Option(help="Of the rollouts; 0 is greedy.")] = 0.0,
     baseline: Annotated[bool, typer.Option(help="Subtract the mean reward.")] = False,
+    rollout_batch_size: Annotated[int, typer.Option(help="Answers generated at once.")] = 64,
+    micro_batch_size: Annotated[int, typer.Option(help="Answers in memory at once for the gradient.")] = 8,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations; the best one is kept.")] = 10,
+    validation_size: Annotated[int, typer.Option(help="Validation problems.")] = 256,
+    train_size: Annotated[int | None, typer.Option(help="Training problems. Default: all.")] = None,
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -122,6 +127,11 @@ def expert(
         max_grad_norm=max_grad_norm,
         temperature=temperature,
         baseline=baseline,
+        rollout_batch_size=rollout_batch_size,
+        micro_batch_size=micro_batch_size,
+        validate_every=validate_every,
+        validation_size=validation_size,
+        train_size=train_size,
     )
     from palora import stages
 
@@ -150,6 +160,9 @@ def protect(
     keep_known_facts: Annotated[float, typer.Option(help="Weight of the known facts.")] = 1.0,
     keep_text: Annotated[float, typer.Option(help="Weight of the text.")] = 1.0,
     examples: Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")] = 512,
+    base: Annotated[
+        str, typer.Option("--base", help="Weights that inject will train on: expert (if there is one) or original.")
+    ] = "expert",
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -171,10 +184,12 @@ def protect(
         sides=sides,
         keep={"skills": keep_skills, "known_facts": keep_known_facts, "text": keep_text, "examples": examples},
     )
+    if base not in ("expert", "original"):
+        raise InputError(f"--base: it is expert or original, not {base!r}")
     from palora import stages
 
-    base = _base(model, dtype, device, targets)
-    stages.protect(base, settings, out, expert, skill or [], known_facts, text, facts, seed)
+    on = _base(model, dtype, device, targets)
+    stages.protect(on, settings, out, expert, skill or [], known_facts, text, facts, seed, train_on=base)
     _show_folder(out, as_json)
 
 
@@ -201,6 +216,13 @@ def inject(
     epochs: Annotated[int, typer.Option(help="At most this many passes over the facts.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Facts a step.")] = 8,
     stop_at_recall: Annotated[float | None, typer.Option(help="Stop when recall on the facts reaches this.")] = None,
+    recall_every: Annotated[int, typer.Option(help="Epochs between those checks.")] = 2,
+    paraphrases: Annotated[bool, typer.Option(help="Train on the paraphrases too.")] = False,
+    lr_scheduler: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "constant",
+    max_grad_norm: Annotated[float, typer.Option(help="Gradient clip.")] = 1.0,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: an epoch.")] = None,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    bf16: Annotated[bool, typer.Option(help="bfloat16 autocast while training.")] = False,
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -221,6 +243,13 @@ def inject(
         epochs=epochs,
         batch_size=batch_size,
         stop_at_recall=stop_at_recall,
+        recall_every=recall_every,
+        paraphrases=paraphrases,
+        lr_scheduler=lr_scheduler,
+        max_grad_norm=max_grad_norm,
+        checkpoint_every=checkpoint_every,
+        gradient_checkpointing=gradient_checkpointing,
+        bf16=bf16,
     )
     from palora import stages
 
@@ -273,6 +302,29 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="A YAML comparison; see benchmarks/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. seeds=[0,1].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write. Default: runs/<file>.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Cells at work at once, one thread each.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train and measure methods side by side at matched recall. Run it again and it continues."""
+    from palora.comparison import load_comparison
+
+    loaded = load_comparison(file, overrides)
+    from palora.compare import compare as run_comparison
+
+    out = out or Path("runs") / file.stem
+    result = run_comparison(loaded, out, workers)
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    print((out / "compare.md").read_text(encoding="utf-8"))
+    print(f"Page: {out / 'compare.html'}")
+
+
+@app.command()
 def export(
     adapter: Annotated[Path, typer.Option("--adapter", help="An adapter folder.")],
     out: Out,
@@ -291,6 +343,53 @@ def export(
     from palora.export import export as export_adapter
 
     _show(export_adapter(adapter, kind, out, model, expert, protection, dtype, max_leak, k), as_json)
+
+
+@app.command()
+def spectrum(
+    model: Model,
+    skill: Annotated[str, typer.Option("--skill", help="The skill to look for.")],
+    out: Out,
+    expert: ExpertDir = None,
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="An adapter, for where its update lies.")] = None,
+    protection: Annotated[
+        Path | None, typer.Option("--protection", help="A protection folder. Default: the adapter's own.")
+    ] = None,
+    known_facts: KnownFacts = None,
+    text: Annotated[str | None, typer.Option("--text", help="Plain text for its perplexity, a passage a line.")] = None,
+    fractions: Annotated[str, typer.Option(help="Widths of the bands, with commas.")] = "0.05,0.1,0.25,0.5",
+    scale: Annotated[float, typer.Option(help="What a band is multiplied by; 0 removes it.")] = 0.0,
+    slices: Annotated[int, typer.Option(help="Slices that the whole spectrum is removed in.")] = 8,
+    draws: Annotated[int, typer.Option(help="Random bands of each width.")] = 3,
+    problems: Annotated[int, typer.Option(help="Test problems, and known facts, at most.")] = 400,
+    examples: Annotated[int, typer.Option(help="Texts for gradient and overlap, at most.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Prompts a batch.")] = 64,
+    max_answer_tokens: Annotated[int, typer.Option(help="Length limit of an answer to a fact.")] = 32,
+    targets: Targets = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Where a skill lives in the singular spectrum. Writes spectrum.json and spectrum.html."""
+    try:
+        widths = tuple(sorted({float(f) for f in fractions.split(",")}))
+    except ValueError:
+        raise InputError(f"--fractions must be numbers with commas, not {fractions!r}") from None
+    from palora.spectrum import SpectrumSettings
+
+    settings = SpectrumSettings(widths, scale, slices, draws, problems, examples, batch_size, max_answer_tokens)
+    from palora import stages
+
+    base = _base(model, dtype, device, targets)
+    result = stages.spectrum(base, settings, out, skill, expert, adapter, protection, known_facts, text, seed)
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    from palora.table import spectrum_table
+
+    spectrum_table(result)
+    print(f"Page: {out / 'spectrum.html'}")
 
 
 @app.command()
@@ -356,7 +455,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours tell the whole story
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # of the libraries
     logging.getLogger("palora").setLevel(logging.INFO)
     try:
         # Not standalone: typer would print errors in a form of its own, and swallow the interruption.
@@ -384,7 +483,8 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         return str(error), error.exit_code
     if isinstance(error, _UsageError):
         command = error.ctx.command_path if error.ctx else "palora"
-        return f"{' '.join(error.format_message().split())} (see {command} --help)", 2
+        message = " ".join(error.format_message().split()).replace("Input should", "it must")
+        return f"{message} (see {command} --help)", 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
         return "out of memory; make the batch smaller, or use a smaller model or dtype", 1
     if isinstance(error, OSError):  # a disk or a permission that nothing else has noticed

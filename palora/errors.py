@@ -1,4 +1,4 @@
-"""The two ways a run can end badly.
+"""The ways a run can end badly.
 
 A user's mistake is one clear line: what is wrong, where (file and line), what to do. The command line turns these into
 exit codes; everything else is a bug and keeps its traceback.
@@ -9,6 +9,10 @@ class PaloraError(Exception):
     """The run failed although its input was right (a full disk, NaN in training). Exit code 1."""
 
     exit_code = 1
+
+
+class DivergedError(PaloraError):
+    """A training ended in numbers that are none."""
 
 
 class InputError(PaloraError):

@@ -101,6 +101,13 @@ def evaluate(
     }
 
 
+def measure(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", questions: Questions, settings: EvaluateSettings, arm: str
+) -> dict[str, Any]:
+    """One arm of `evaluation.json`, of a model as it is."""
+    return _summary(_ask(model, tokenizer, questions, settings, arm))
+
+
 def _ask(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",

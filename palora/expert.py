@@ -79,8 +79,8 @@ def train_expert(
     modules = find_targets(model, targets)
     with progress_bar("Decomposing", len(modules)) as advance:
         decompositions = decompose_targets(modules, advance)
-    prints = fingerprints(modules)
-    identity = sha256(repr((settings, prints, skill.name, seed)).encode())
+    prints = fingerprints(modules, model)
+    identity = sha256(repr((settings, prints, str(model.dtype), skill.name, train, validation, seed)).encode())
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -92,7 +92,7 @@ def train_expert(
 
         def answer_validation() -> list[Answer]:
             with parametrize.cached():
-                return solve(model, tokenizer, skill, validation, settings.micro_batch_size)
+                return solve(model, tokenizer, skill, validation, settings.rollout_batch_size)
 
         if state is None:
             base = share_correct(answer_validation())
@@ -161,9 +161,18 @@ def _step(
         total += loss.item()
     norm = torch.nn.utils.clip_grad_norm_([layer.p for layer in layers.values()], settings.max_grad_norm)
     if not torch.isfinite(norm) or total != total:
-        raise PaloraError("the expert's loss is no longer a number; lower expert.learning_rate and run again")
+        raise _diverged("loss", settings)
     optimizer.step()
+    if not all(layer.scale().isfinite().all() for layer in layers.values()):
+        raise _diverged("update", settings)
     return {"loss": total, **row}
+
+
+def _diverged(what: str, settings: ExpertSettings) -> PaloraError:
+    return PaloraError(
+        f"the expert's {what} is no longer a number; lower the learning rate (now {settings.learning_rate}) and run "
+        "this again"
+    )
 
 
 def _rollouts(
@@ -178,8 +187,8 @@ def _rollouts(
     rollouts = []
     stops = set(end_tokens(model, tokenizer))
     with parametrize.cached():
-        for start in range(0, len(batch), settings.micro_batch_size):
-            part = batch[start : start + settings.micro_batch_size]
+        for start in range(0, len(batch), settings.rollout_batch_size):
+            part = batch[start : start + settings.rollout_batch_size]
             prompts = [encode_prompt(tokenizer, p.prompt) for p in part]
             ids, width = generate_ids(
                 model,

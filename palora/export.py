@@ -17,13 +17,22 @@ from torch import Tensor
 
 from palora.decomposition import decompose_targets
 from palora.errors import InputError, PaloraError
-from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
+from palora.files import (
+    check_replaceable,
+    check_writable,
+    load_tensors,
+    new_folder,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from palora.model_card import model_card
 from palora.models import find_targets, known_targets, load_model, weight
+from palora.stages import check_expert
 from palora.statistics import from_tensors
 from palora.subspace import ProtectedSubspaces
 from palora.svf import Expert, expert_delta
-from palora.updates import MARKER, Adapter
+from palora.updates import MARKER, Adapter, measure_update
 
 FORMATS = ("adapter", "merged", "combined")
 MAX_LEAK = 0.01  # a merge that puts more of the update into the protected subspace is refused
@@ -60,22 +69,39 @@ def export(
     loaded = Adapter.load(adapter)
     if not (adapter / MARKER).exists():
         raise InputError(f"{adapter} has no {MARKER}: only adapters that `palora inject` wrote can be exported")
-    record = read_json(adapter / MARKER)
+    record = read_json(adapter / MARKER, "model", "base", "expert", "protection", "fingerprints", "update", "facts")
+    if out.resolve() == adapter.resolve():
+        raise InputError(f"{out} is the adapter itself, which would be lost; choose another --out")
+    check_replaceable(out, "merge.json" if kind == "merged" else MARKER)
+    check_writable(out.parent)
+    if k is not None and k < 1:
+        raise InputError(f"k must be at least 1, not {k}")
+    if not max_leak >= 0:
+        raise InputError(f"max_leak must be at least 0, not {max_leak}")
     if kind == "adapter":
         return _copy(adapter, out, record)
-    expert = expert or (Path(record["expert"]) if record["expert"] else None)
-    protection = protection or (Path(record["protection"]) if record["protection"] else None)
-    name = model or record["model"]
-    base, tokenizer = load_model(name, dtype=dtype if kind == "merged" else "float32", device="cpu")
-    known_targets(base, record["fingerprints"], f"the adapter {adapter}", name)
+    expert = _place(expert, record["expert"], "expert")
+    protection = _place(protection, record["protection"], "protection")
     frozen = Expert.load(expert) if expert and record["base"] == "expert" else None
+    check_expert(record, expert, f"the adapter {adapter}")
+    name = model or record["model"]
+    # In the dtype the expert and the adapter were made in: the SVD of rounded weights is another one.
+    base, tokenizer = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
+    known_targets(base, record["fingerprints"], f"the adapter {adapter}", name)
     if kind == "merged":
-        return _merge(loaded, record, base, tokenizer, frozen, protection, out, max_leak)
+        return _merge(loaded, record, base, tokenizer, frozen, protection, out, max_leak, dtype)
     return _combine(loaded, record, base, frozen, protection, out, k)
 
 
+def _place(given: Path | None, recorded: str | None, what: str) -> Path | None:
+    """Where the expert or the protection of an adapter is: as given, or where it was when the adapter was trained."""
+    if given is None and recorded is not None and not Path(recorded).exists():
+        raise InputError(f"the {what} of this adapter is no longer at {recorded}; say where it is by --{what}")
+    return given or (Path(recorded) if recorded else None)
+
+
 def _copy(adapter: Path, out: Path, record: dict[str, Any]) -> dict[str, Any]:
-    with new_folder(out, "adapter_config.json") as staging:
+    with new_folder(out, MARKER) as staging:
         for file in ("adapter_config.json", "adapter_model.safetensors", MARKER):
             shutil.copy(adapter / file, staging / file)
         (staging / "README.md").write_text(model_card(record), encoding="utf-8")
@@ -92,12 +118,15 @@ def _merge(
     protection: Path | None,
     out: Path,
     max_leak: float,
+    dtype: str,
 ) -> dict[str, Any]:
     """W + ΔW, rounded to the dtype of W. With E = rounded − exact, the leak is max(‖Uᵀ E‖, ‖E V‖) / ‖ΔW‖: a hard
     protection has no other, and for a soft one it is what rounding adds."""
     subspaces = ProtectedSubspaces.load(protection) if protection else None
     if expert is not None:
         expert.apply(model, record["model"])
+    if dtype != "auto":
+        model.to(getattr(torch, dtype))
     layers = {}
     for name, module in find_targets(model, list(adapter.A)).items():
         W, delta = weight(module), adapter.delta(name)
@@ -154,7 +183,7 @@ def _combine(
     for name, module in targets.items():
         d, z = decompositions[name], expert.scales[name]
         if k > d.rank:
-            raise InputError(f"{name}: k = {k} is larger than the rank {d.rank}")
+            raise InputError(f"{name}: k = {k} is larger than the rank {d.rank}; choose at most {d.rank}")
         kept = (d.s * (z - 1)).abs().argsort(descending=True)[:k]
         change = expert_delta(d, z)
         lost = change - (d.U[:, kept] * (d.s * (z - 1))[kept]) @ d.Vh[kept]
@@ -178,10 +207,13 @@ def _combine(
         "drift": sum(drifts) / len(drifts) if drifts else None,
         "layers": layers,
     }
-    with new_folder(out, "adapter_config.json") as staging:
+    with new_folder(out, MARKER) as staging:
         save_tensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(staging / "adapter_config.json", config)
-        combined = {**record, "base": "original", "expert": None, "expert_fingerprint": None, "combined": result}
+        # Its update is another one, which no protection bounds: the expert moves the protected components themselves.
+        update = {"rule": record["rule"], **measure_update(Adapter.load(staging), targets, None, known)}
+        combined = {**record, "base": "original", "expert": None, "expert_fingerprint": None}
+        combined |= {"update": update, "combined": result}
         write_json(staging / MARKER, combined)
         (staging / "README.md").write_text(model_card(combined), encoding="utf-8")
     return result

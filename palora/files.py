@@ -30,7 +30,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise PaloraError(
-            f"cannot write {path}: {reason}; what was there before is as it was. Mend that and run this again"
+            f"cannot write {path}: {reason}; nothing that was there is lost. Run this again when it can be written"
         ) from error
 
 
@@ -107,11 +107,19 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str
 
 def load_tensors(path: Path) -> dict[str, "Tensor"]:
     """Read a safetensors file to the CPU. Raises InputError if it is missing or damaged."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_tensors(path)
+    return load_file(path)
+
+
+def check_tensors(path: Path) -> None:
+    """Raise InputError if a safetensors file is missing or cut short. Only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt"):
+            pass
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except SafetensorError as error:

@@ -1,7 +1,7 @@
 """Free generation in batches: what the model says when nobody holds its hand."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,10 @@ def generate_ids(
     if generator_seed is not None:
         torch.manual_seed(generator_seed)
     # Every setting of the model's own generation_config that would change the answer is overridden.
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling["remove_invalid_values"] = True  # a model that has diverged draws nonsense; its loss tells
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -48,7 +51,7 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         num_beams=1,
         repetition_penalty=1.0,
-        **(sampling or {"do_sample": False}),
+        **sampling,
     )
     return out, width
 

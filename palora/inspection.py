@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from palora.errors import InputError
-from palora.files import read_json
+from palora.files import check_tensors, read_json
 from palora.subspace import MARKER as PROTECTION
 from palora.svf import MARKER as EXPERT
 from palora.updates import MARKER as ADAPTER
@@ -20,7 +20,7 @@ def inspect_folder(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder} is a file; name its folder" if folder.exists() else f"{folder}: no such folder")
     for marker, describe in _KINDS.items():
         if (folder / marker).exists():
             return describe(folder)
@@ -34,7 +34,7 @@ def _run(folder: Path) -> dict[str, Any]:
     done = [name for name in parts if (folder / name).exists()]
     found: dict[str, Any] = {"kind": "run", "finished": len(done) == len(parts), "parts": done}
     if "evaluation.json" in done:
-        evaluation = read_json(folder / "evaluation.json")
+        evaluation = read_json(folder / "evaluation.json", "arms", "retention")
         for arm, result in evaluation["arms"].items():
             if result is not None:
                 kept = {skill: values["vs_expert"] for skill, values in evaluation["retention"][arm].items()}
@@ -43,13 +43,15 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _expert(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / EXPERT)
+    record = read_json(folder / EXPERT, "fingerprints")
+    check_tensors(folder / "scales.safetensors")
     keys = ("kind", "model", "skill", "objective", "parametrisation", "parameters", "validation_accuracy")
-    return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"])}
+    return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
 
 
 def _protection(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / PROTECTION)
+    record = read_json(folder / PROTECTION, "modules")
+    check_tensors(folder / "subspaces.safetensors")
     keys = ("kind", "model", "rule", "sides", "budget", "hard", "coverage", "keep")
     modules = record["modules"]
     ks = [max(m["k_input"], m["k_output"]) for m in modules.values()]
@@ -57,7 +59,7 @@ def _protection(folder: Path) -> dict[str, Any]:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / ADAPTER)
+    record = read_json(folder / ADAPTER, "update")
     keys = ("kind", "model", "base", "expert", "rule", "sides", "budget", "coverage", "facts")
     update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
     return {key: record.get(key) for key in keys} | {"r": Adapter.load(folder).config["r"]} | update
@@ -77,7 +79,7 @@ def _plain_adapter(folder: Path) -> dict[str, Any]:
 
 
 def _merged(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / "merge.json")
+    record = read_json(folder / "merge.json", "adapter")
     source = record["adapter"]
     kept = {key: record[key] for key in ("kind", "dtype", "leak", "rounding")}
     return kept | {"model": source["model"], "base": source["base"], "rule": source["rule"]}

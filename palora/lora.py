@@ -58,9 +58,19 @@ class PaloraConfig(LoraConfig):
         if self.protection is not None and self.target_modules is None:
             self.target_modules: Any = set(self.protection.record.get("target_modules") or self.protection)
         super().__post_init__()
-        if self.use_dora or self.lora_bias:
-            raise InputError("use_dora and lora_bias change the weight outside ΔW = B A; the constraint would not hold")
+        self._refuse_what_breaks_the_constraint()
         self._register_custom_module({nn.Linear: PaloraLinear, Conv1D: PaloraLinear})
+
+    def _refuse_what_breaks_the_constraint(self) -> None:
+        """Everything that changes the weight otherwise than by ΔW = B A: initialisations that change W itself (pissa,
+        olora, corda, …: 0.7 of the real change of W leaked), other LoRA variants, trained biases."""
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise InputError(f"init_lora_weights={self.init_lora_weights!r} changes W; use True, False or 'gaussian'")
+        variants = [f.name for f in fields(LoraConfig) if f.metadata.get("is_lora_variant") and getattr(self, f.name)]
+        if self.lora_bias or self.bias != "none" or self.use_qalora:
+            variants.append("use_qalora" if self.use_qalora else "bias")
+        if variants:
+            raise InputError(f"{variants[0]} changes the layer outside ΔW = B A, where the constraint does not hold")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a plain LoraConfig: what goes into `adapter_config.json` names nothing of palora."""
@@ -156,12 +166,16 @@ class Protected(LoraVariant):
 
 
 def _fold_saved(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    """What leaves the layer through `state_dict` is the folded pair."""
+    """What leaves the layer through `state_dict` is the folded pair, projected in float64 and written in float32:
+    trainers cast factors to bfloat16 (TRL does on a quantised base), and a fold in that would leak 1e-3."""
     assert isinstance(module, PaloraLinear)
     for adapter in module._subspaces:
-        for key, factor in zip(("lora_A", "lora_B"), module.folded(adapter), strict=True):
-            if f"{prefix}{key}.{adapter}.weight" in state_dict:
-                state_dict[f"{prefix}{key}.{adapter}.weight"] = factor.detach()
+        subspace = module.subspace(adapter).to(torch.float64)
+        A, B = (f"{prefix}{key}.{adapter}.weight" for key in ("lora_A", "lora_B"))
+        if A in state_dict:
+            state_dict[A] = subspace.project_input(state_dict[A].detach().double()).float()
+        if B in state_dict:
+            state_dict[B] = subspace.project_output(state_dict[B].detach().double()).float()
 
 
 def _unfold_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
@@ -195,3 +209,24 @@ def load_trained_factors(model: nn.Module, factors: dict[str, Tensor]) -> None:
     own = dict(model.named_parameters())
     for name, factor in factors.items():
         own[name].copy_(factor)
+
+
+@torch.no_grad()
+def live_delta(model: nn.Module, name: str) -> Tensor:
+    """ΔW (m, n) of one matrix of a PEFT model in training, under whatever constraint: what merging would add to W.
+
+    Args:
+        model: a PEFT model with the one adapter `default`: LoRA, constrained LoRA or DoRA.
+        name: the path of the matrix in the model without the adapter.
+    """
+    layer: Any = model.get_submodule(f"base_model.model.{name}")
+    if "default" in getattr(layer, "lora_magnitude_vector", {}):  # DoRA: also W itself is rescaled
+        stored = layer.base_layer.weight
+        before = stored.detach().clone()
+        layer.merge()
+        delta = stored.detach() - before
+        layer.unmerge()
+        stored.copy_(before)
+    else:
+        delta = layer.get_delta_weight("default")
+    return delta.T if isinstance(layer.base_layer, Conv1D) else delta

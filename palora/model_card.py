@@ -34,9 +34,19 @@ A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 - **Leak** (largest share of the update inside the protected subspace): {_number(update["leak"])}.
 - **Drift** (how far the update moves the layers' outputs on the skill's inputs): {_number(update["drift"])}.
 
-What was learned and what was lost is in the `evaluation.json` and `report.html` of the run that made it. `palora.json`
-holds the provenance: fingerprints of the base weights, settings, versions.
+{_combined(record)}What was learned and what was lost is in the `evaluation.json` and `report.html` of the run
+that made it. `palora.json` holds the provenance: fingerprints of the base weights, settings, versions.
 """
+
+
+def _combined(record: Mapping[str, Any]) -> str:
+    if "combined" not in record:
+        return ""
+    made = record["combined"]
+    return (
+        f"Rank {made['r']}: the facts and the expert's {made['k']} strongest components of each matrix. "
+        f"{made['lost']:.0%} of the expert's change is cut off in the matrix where that is most.\n\n"
+    )
 
 
 def _number(value: float | None) -> str:

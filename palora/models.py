@@ -5,6 +5,7 @@ transpose. Everything above this file sees (m, n).
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from palora.errors import InputError
+from palora.files import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,8 +97,12 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
     if Path(path).is_dir():
         _check_folder(Path(path))
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise InputError(f"{path}: no such model folder, and not a hub name (owner/name)")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("palora works in one process on one device; start it without torchrun or accelerate launch")
+    if device and device.startswith("cuda:") and device != "cuda:0":
+        raise InputError(f"choose the GPU by CUDA_VISIBLE_DEVICES={device[5:]} and leave --device out")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -107,8 +113,11 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
     if not list(folder.glob("*.safetensors")):
-        pickled = " (only pickled ones, which are not read: convert them)" if list(folder.glob("*.bin")) else ""
-        raise InputError(f"{folder} has no safetensors weights{pickled}")
+        if list(folder.glob("*.bin")):
+            raise InputError(
+                f"{folder} has only pickled weights (*.bin), which are not read; convert them to safetensors"
+            )
+        raise InputError(f"{folder} has no weights (*.safetensors); is the folder complete?")
 
 
 @contextmanager
@@ -120,7 +129,7 @@ def _loading(path: str, part: str) -> "Iterator[None]":
         raise
     except Exception as error:
         where = path if Path(path).is_dir() else f"{path} (no such folder here, so it was looked for on the hub)"
-        reason = _one_line(error)
+        reason = _one_line(error).rstrip(".") + ("; is the folder complete?" if Path(path).is_dir() else "")
         if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own, which is never run; use a model that transformers knows"
         raise InputError(f"cannot load the {part} of {where}: {reason}") from error
@@ -160,6 +169,11 @@ def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str
     missing = [e for e in endings if not any(_ends(name, e) for name in linears)]
     if missing:
         raise InputError(f"no matrix is named {', '.join(missing)}; candidates for --targets: {_candidates(linears)}")
+    embedding = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    for name, module in linears.items():
+        if any(_ends(name, e) for e in endings) and id(module.weight) in embedding:
+            tied = embedding[id(module.weight)]
+            raise InputError(f"{name} is tied to {tied}: it cannot be changed by itself; leave it out of --targets")
     return {name: module for name, module in linears.items() if any(_ends(name, e) for e in endings)}
 
 
@@ -192,10 +206,19 @@ def weight(module: nn.Module) -> Tensor:
     return stored.detach().T if is_transposed(module) else stored.detach()
 
 
-def fingerprints(targets: dict[str, nn.Module]) -> dict[str, str]:
-    """One short hash per targeted matrix. Taken over the bfloat16 values, so that loading the same checkpoint in
-    another dtype gives the same fingerprint."""
-    return {name: fingerprint(weight(module)) for name, module in targets.items()}
+REST = "*"  # the key of the fingerprint of everything that is not targeted
+
+
+def fingerprints(targets: dict[str, nn.Module], model: nn.Module | None = None) -> dict[str, str]:
+    """One short hash per targeted matrix and, given the model, one of all its other parameters under `REST`: a model
+    whose attention was fine-tuned is another model too. Taken over the bfloat16 values, so that loading the same
+    checkpoint in another dtype gives the same fingerprint."""
+    prints = {name: fingerprint(weight(module)) for name, module in targets.items()}
+    if model is not None:
+        own = {id(p) for module in targets.values() for p in module.parameters()}
+        others = [fingerprint(p.detach()) for _, p in sorted(model.named_parameters()) if id(p) not in own]
+        prints[REST] = sha256("".join(others).encode())
+    return prints
 
 
 def fingerprint(matrix: Tensor) -> str:
@@ -217,25 +240,18 @@ def known_targets(
     """
     found = {name: module for name, module in model.named_modules() if name in expected and is_linear(module)}
     for name in expected:
-        if name not in found:
+        if name not in found and name != REST:
             raise InputError(f"{what} was made for another model: {model_name} has no matrix {name}")
-    for name, value in fingerprints(found).items():
+    for name, value in fingerprints(found, model if REST in expected else None).items():
         if value != expected[name]:
+            label = "what is not targeted" if name == REST else name
             raise InputError(
-                f"{what} was made for other weights: {name} of {model_name} has fingerprint {value}, not "
+                f"{what} was made for other weights: {label} of {model_name} has fingerprint {value}, not "
                 f"{expected[name]}; give the model it was made for, or make it anew for this one"
             )
     if targets and set(find_targets(model, targets)) != set(found):
         raise InputError(f"--targets names other matrices than those of {what}; leave --targets out")
     return found
-
-
-def parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters a model has, in all and to train."""
-    return {
-        "total": sum(p.numel() for p in model.parameters()),
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
 
 
 def _ends(name: str, ending: str) -> bool:

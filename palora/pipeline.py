@@ -12,10 +12,10 @@ from typing import Any
 from palora import stages
 from palora.errors import InputError
 from palora.facts import read_facts
-from palora.files import atomic_write_text
+from palora.files import atomic_write_text, check_replaceable, check_writable
 from palora.metrics import read_metrics, write_metrics
 from palora.recipe import Recipe, dump_recipe
-from palora.skills import get_skill
+from palora.skills import SPLITS
 
 
 def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
@@ -29,24 +29,25 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     Raises: InputError before any work where the facts, a skill or `out` are wrong; PaloraError where the run fails.
     """
     out = Path(out)
-    if out.is_file():
-        raise InputError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.yaml").exists():
-        raise InputError(f"{out} has other files in it (no recipe.yaml); choose a new or empty folder for --out")
-    for file in filter(None, (recipe.facts, recipe.known_facts)):
-        read_facts(file)
-    for skill in recipe.skills:
-        get_skill(skill)
-    atomic_write_text(out / "recipe.yaml", dump_recipe(recipe))
-
     base = stages.Base(recipe.model, recipe.dtype, recipe.device, tuple(recipe.targets) if recipe.targets else None)
+    _check(recipe, base, out)
+    atomic_write_text(out / "recipe.yaml", _HEADER + dump_recipe(recipe))
     expert = out / "expert"
     stages.train_expert(base, recipe.expert, expert, recipe.skills[0], recipe.seed)
 
     def protect(arm: str, folder: Path) -> None:
+        settings, training = recipe.arm(arm)
         stages.protect(
-            *(base, recipe.arm(arm)[0], folder, expert, recipe.skills),
-            *(recipe.known_facts, recipe.text, recipe.facts, recipe.seed),
+            base,
+            settings,
+            folder,
+            expert=expert,
+            skills=recipe.skills,
+            known_facts=recipe.known_facts,
+            text=recipe.text,
+            facts=recipe.facts,
+            seed=recipe.seed,
+            train_on=training.base,
         )
 
     protect("palora", out / "protection")
@@ -59,11 +60,54 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             protect(arm, home / "protection")
         protected = out / "protection" if control else home / "protection"
         adapters[arm] = home / "adapter"
-        stages.inject(base, training, adapters[arm], recipe.facts, expert, protected, control, recipe.seed, arm)
+        stages.inject(
+            base,
+            training,
+            adapters[arm],
+            recipe.facts,
+            expert=expert,
+            protected=protected,
+            control=control,
+            seed=recipe.seed,
+            arm=arm,
+        )
 
     rows = [row for folder in (expert, *adapters.values()) for row in read_metrics(folder / "metrics.jsonl")]
     write_metrics(out / "metrics.jsonl", rows)
     return stages.evaluate_arms(
-        *(base, recipe.evaluate, out, adapters, recipe.skills),
-        *(expert, recipe.facts, recipe.known_facts, recipe.seed),
+        base,
+        recipe.evaluate,
+        out,
+        adapters,
+        recipe.skills,
+        expert=expert,
+        facts=recipe.facts,
+        known_facts=recipe.known_facts,
+        seed=recipe.seed,
     )
+
+
+_HEADER = "# Written by palora: every setting of this run.\n"
+
+
+def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
+    """What can be told before any work is done. Raises InputError."""
+    check_replaceable(out, "recipe.yaml")
+    check_writable(out)
+    written = out / "recipe.yaml"
+    if written.exists() and not written.read_bytes().startswith(_HEADER.encode()):
+        raise InputError(f"{written} was not written by palora and would be lost; choose another --out")
+    for arm in recipe.trained_arms:
+        try:
+            stages.check_protection(recipe.arm(arm)[0])
+        except InputError as error:
+            raise InputError(f"{'protect' if arm == 'palora' else f'arms.{arm}.protect'}: {error}") from None
+    base.check()
+    for file in filter(None, (recipe.facts, recipe.known_facts)):
+        read_facts(file)
+    if recipe.text:
+        stages.read_passages(recipe.text)
+    trained, *others = stages.get_skills(recipe.skills)
+    for skill in (trained, *others):
+        for split in SPLITS if skill is trained else ("train", "test"):
+            skill.problems(split, 1, recipe.seed)

@@ -614,6 +614,64 @@ def protected_energy(eigenvalues: Mapping[str, np.ndarray], counts: Mapping[str,
     return figure
 
 
+# --- methods of a comparison ----------------------------------------------------------------------
+
+
+@_styled
+def frontier(
+    lines: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]],
+    styles: Mapping[str, ArmStyle],
+    *,
+    ylabel: str,
+) -> "Figure":
+    """Facts learned (x) against skill kept (y): a line per method through its means (recall, kept, 95% interval), one
+    for each milestone that it reached. Upwards and to the right is better."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (axes,) = _figure(WIDE, 320)
+    axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
+    for method, points in lines.items():
+        if not points:
+            continue
+        xs, ys, intervals = zip(*points, strict=True)
+        errors = [_lengths(y, i) or [[0.0], [0.0]] for y, i in zip(ys, intervals, strict=True)]
+        style = styles[method]
+        axes.errorbar(
+            xs,
+            ys,
+            yerr=np.array([[e[0][0] for e in errors], [e[1][0] for e in errors]]),
+            color=_colour(style.slot),
+            marker=style.marker,
+            ms=7,
+            lw=1.4,
+            elinewidth=1,
+            markeredgecolor=_colour("page"),
+        )
+    axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel, ylim=(0, None))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.tick_params(length=0)
+    return figure
+
+
+@_styled
+def clouds(
+    points: Mapping[str, Sequence[tuple[float, float]]], styles: Mapping[str, ArmStyle], *, xlabel: str, ylabel: str
+) -> "Figure":
+    """A point (x, share kept) per run, in the colour and marker of its method."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (axes,) = _figure(WIDE, 320)
+    for method, pairs in points.items():
+        style = styles[method]
+        xs, ys = zip(*pairs, strict=True)
+        axes.plot(xs, ys, style.marker, color=_colour(style.slot), ms=6, mec=_colour("page"), mew=0.6)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None), xlim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.tick_params(length=0)
+    return figure
+
+
 # --- out of matplotlib ----------------------------------------------------------------------------
 
 

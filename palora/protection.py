@@ -57,16 +57,18 @@ def protect(
     targets: list[str] | None = None,
     model_name: str = "the model",
     seed: int = 0,
+    base: str = "expert",
 ) -> tuple[ProtectedSubspaces, dict[str, Tensor]]:
     """Find the protected subspaces.
 
     Args:
-        model: the original model; with an expert it leaves as the expert (W <- W(z)), on which stage 2 trains.
+        model: the original model; with an expert and `base` expert it leaves as the expert (W <- W(z)).
         rule, budget, sides: see `rules.py`.
         keep: what the input statistics are collected from; without it only component rules work, and there is no
             coverage and no drift.
         facts: the new facts, for their coverage only.
         targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
+        base: the weights that stage 2 trains on, whose inputs are kept: expert (where there is one) or original.
 
     Returns: the subspaces with their record, and the skill's input statistics by name, for `drift`.
 
@@ -78,12 +80,12 @@ def protect(
     if rule in INPUT_RULES and keep is None:
         raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts or --text")
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
-    prints = fingerprints(modules)
+    prints = fingerprints(modules, model)
     decompositions: dict[str, Decomposition] = {}
     if expert is not None or rule not in INPUT_RULES | {"none"}:
         with progress_bar("Decomposing", len(modules)) as advance:
             decompositions = decompose_targets(modules, advance)
-    if expert is not None:
+    if expert is not None and base == "expert":
         expert.apply(model, model_name, decompositions)
 
     statistics, skill_only = _statistics(model, tokenizer, modules, keep) if keep else ({}, {})
@@ -108,7 +110,7 @@ def protect(
             "k_output": 0 if subspace.output is None else subspace.output.shape[1],
             "rank": min(weight(modules[name]).shape),
             "indices": None if chosen.indices is None else chosen.indices.tolist(),
-            "scores": None if chosen.scores is None else [round(float(x), 7) for x in chosen.scores],
+            "scores": None if chosen.scores is None else [round(x, 7) for x in chosen.scores.tolist()],
             "coverage": {
                 "skill": _coverage(skill_only.get(name), subspace),
                 "facts": _coverage(fact_statistics.get(name), subspace),
@@ -203,14 +205,12 @@ def _fact_statistics(
     if not facts:
         return {}
     limit = keep.examples if keep else Keep().examples
-    return mix(
-        [
-            (
-                1.0,
-                collect(model, modules, [encode_example(tokenizer, f.question, f.answer) for f in facts[:limit]]),
-            )
-        ]
-    )
+    examples = [encode_example(tokenizer, f.question, f.answer) for f in facts[:limit]]
+    found: dict[str, InputStatistics] = {}
+    for group in groups(modules):
+        with progress_bar("Statistics of the facts", len(examples)) as advance:
+            found |= mix([(1.0, collect(model, group, examples, progress=advance))])
+    return found
 
 
 def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:
@@ -221,10 +221,7 @@ def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:
 def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -> float | None:
     if statistics is None:
         return None
-    return round(
-        statistics.coverage(None if subspace.input is None else subspace.input.to(statistics.factor.device)),
-        6,
-    )
+    return round(statistics.coverage(subspace.input), 6)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,7 +1,6 @@
 """The one typed configuration. `recipes/*.yaml` are its instances, and the command line's options are its fields.
 
-The `paper` recipe carries the published defaults of the closest public code; the defaults here are the ones we
-recommend.
+The defaults here are the published ones of the closest public code; `recipes/default.yaml` is what we recommend.
 """
 
 import re
@@ -34,7 +33,8 @@ class ExpertSettings(_Settings):
     )
     iterations: int = Field(200, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="problems a step")
-    micro_batch_size: int = Field(64, ge=1, description="problems in memory at once")
+    rollout_batch_size: int = Field(64, ge=1, description="answers generated at once")
+    micro_batch_size: int = Field(8, ge=1, description="answers in memory at once for the gradient")
     learning_rate: float = Field(2e-3, gt=0, description="Adam")
     max_grad_norm: float = Field(1e-3, gt=0, description="gradient clip over all scales")
     temperature: float = Field(0.0, ge=0, description="of the rollouts; 0 is greedy")
@@ -159,6 +159,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises: InputError that names the file, the key and the allowed values.
     """
+    return parse_recipe(read_values(path, overrides), str(path))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The plain values of a YAML recipe, with its overrides and the paths of its files resolved. Raises InputError."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -177,13 +182,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", "facts", "known_facts", "text"):
         _beside(values, key, path.parent)
-    if isinstance(values.get("skills"), list):
-        for index, skill in enumerate(values["skills"]):
+    for key in ("skills", "keep_skills"):
+        for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             if isinstance(skill, str) and skill.endswith(".jsonl"):
-                _beside(values["skills"], index, path.parent)
+                _beside(values[key], index, path.parent)
     for override in overrides or []:
         _override(values, override)
-    return parse_recipe(values, str(path))
+    return values
 
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:

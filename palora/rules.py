@@ -11,7 +11,8 @@ the singular components of W by an importance, and protect the first of them:
 Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be kept, and protect the input side only:
 
     activation     leading eigenvectors of C (the geometry of LoRA-Null and AlphaEdit)
-    covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours)
+    covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours). Of more than 1,024
+                   inputs the leading 1,024 directions, the others not at all
 
 `none` protects nothing: plain LoRA.
 """
@@ -61,22 +62,33 @@ class Budget:
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise InputError(f"strength must be over 0 and finite, not {self.strength}")
 
-    def count(self, importance: Tensor) -> int:
-        """How many of the most important directions (importance (r,), any order) the budget buys.
+    def count(self, importance: Tensor, size: int | None = None, total: float | None = None) -> int:
+        """How many of the most important directions the budget buys.
 
-        Raises: InputError where k is larger than r.
+        Args:
+            importance: of each direction at hand, (r,), in any order.
+            size: how many directions there are in all, for `fraction`; r by default.
+            total: the importance of all of them, for `share`; the sum by default.
+
+        Raises: InputError where the budget asks for more directions than are at hand.
         """
         r = importance.numel()
         if self.k is not None:
-            if self.k > r:
-                raise InputError(f"k = {self.k} is larger than the rank {r}; choose at most {r}")
-            return self.k
-        if self.fraction is not None:
-            return max(1, round(self.fraction * r))
-        if self.share is not None:
+            k = self.k
+        elif self.fraction is not None:
+            k = max(1, round(self.fraction * (size or r)))
+        elif self.share is not None:
             cumulative = importance.sort(descending=True).values.double().cumsum(0)
-            return int((cumulative < self.share * cumulative[-1] * (1 - 1e-9)).sum().clamp_max(r - 1)) + 1
-        raise InputError("this rule needs k, fraction or share")
+            reached = float(cumulative[-1])
+            whole = total if total is not None and total > reached * (1 + 1e-4) else reached  # all but rounding
+            k = int((cumulative < self.share * whole * (1 - 1e-7)).sum()) + 1
+        else:
+            raise InputError("this rule needs k, fraction or share")
+        if k > r:
+            if self.share is not None:
+                raise InputError(f"a share of {self.share} takes more than the {r} directions at hand; choose less")
+            raise InputError(f"k = {k} is larger than the rank {r}; choose at most {r}")
+        return k
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,8 @@ def _kept(evidence: Evidence) -> InputStatistics:
 def activation(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
     """V = the leading eigenvectors of C."""
     kept = _kept(evidence)
-    k = budget.count(kept.eigenvalues)
+    n, used = kept.factor.shape[0], kept.eigenvalues[kept.eigenvalues > 1e-7 * kept.trace]
+    k = budget.count(used, size=n, total=kept.trace)
     return Selection(ProtectedSubspace(input=kept.directions[:, :k].contiguous()), None, kept.eigenvalues)
 
 

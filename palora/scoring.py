@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from palora.facts import Fact, exact, matches
 from palora.generation import generate
+from palora.prompts import encode_example
 from palora.skills import Problem, Skill
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ def ask_facts(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Ask each fact's question (or the given one in its place) by free greedy generation.
+    """Ask each fact's question (or the given one in its place) by free greedy generation. An answer may be as long as
+    the longest right one, however small `max_new_tokens`.
 
     `correct`: the answer or an alias appears in what the model says; `exact`: it is all that the model says.
     """
     asked = list(questions) if questions is not None else [fact.question for fact in facts]
-    texts = generate(model, tokenizer, asked, max_new_tokens, batch_size, progress)
+    longest = max((len(encode_example(tokenizer, f.question, f.answer).answer) for f in facts), default=0)
+    texts = generate(model, tokenizer, asked, max(max_new_tokens, longest), batch_size, progress)
     return [
         Answer(question, fact.answer, text, matches(text, fact), exact(text, fact))
         for question, fact, text in zip(asked, facts, texts, strict=True)

@@ -6,25 +6,40 @@ what it was made from: a stage whose folder is there with the same inputs is not
 """
 
 import logging
+import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palora import expert as expert_training
 from palora import injection, protection
-from palora.errors import InputError, PaloraError
+from palora.errors import InputError
 from palora.evaluation import Questions, TrainedArm, evaluate
 from palora.facts import Fact, read_facts
-from palora.files import check_replaceable, load_tensors, new_folder, read_json, sha256, write_json
+from palora.files import (
+    atomic_write_text,
+    check_replaceable,
+    check_writable,
+    clear_errors,
+    load_tensors,
+    new_folder,
+    read_json,
+    sha256,
+    write_json,
+)
 from palora.model_card import model_card
 from palora.models import check_source, find_targets, fingerprints, known_targets, load_model
-from palora.recipe import EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
+from palora.recipe import ARM_NAME, EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
 from palora.report import write_report
 from palora.rules import Budget, check_rule
-from palora.skills import get_skill
+from palora.skills import Skill, get_skill
+from palora.spectrum import MARKER as SPECTRUM
+from palora.spectrum import SpectrumSettings, measure_spectrum
+from palora.spectrum_plots import render as render_spectrum
 from palora.statistics import from_tensors
 from palora.subspace import MARKER as PROTECTION
 from palora.subspace import ProtectedSubspaces
@@ -49,6 +64,10 @@ class Base:
     device: str | None = None
     targets: tuple[str, ...] | None = None
 
+    def check(self) -> None:
+        """What can be told before the model is loaded. Raises InputError."""
+        check_source(self.model, self.dtype, self.device)
+
     def load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         return load_model(self.model, self.dtype, self.device)
 
@@ -60,16 +79,15 @@ class Base:
 def train_expert(base: Base, settings: ExpertSettings, out: Path, skill: str, seed: int = 0) -> None:
     """`palora expert`: a model and a skill -> `expert/`."""
     source = get_skill(skill)
-    inputs = _inputs("expert", _identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed)
+    inputs = _inputs("expert", identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed)
     if _done(out, EXPERT, inputs):
         return
     started = time.monotonic()
     model, tokenizer = base.load()
-    work = _work(out)
-    expert = expert_training.train_expert(model, tokenizer, source, settings, work, base.model, base.endings, seed)
-    record = {**expert.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
-    replace(expert, record=record).save(out, metrics=work / "metrics.jsonl")
-    shutil.rmtree(work)
+    with _work(out) as work:
+        expert = expert_training.train_expert(model, tokenizer, source, settings, work, base.model, base.endings, seed)
+        record = {**expert.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
+        replace(expert, record=record).save(out, metrics=work / "metrics.jsonl")
 
 
 def protect(
@@ -82,38 +100,45 @@ def protect(
     text: str | None = None,
     facts: str | None = None,
     seed: int = 0,
+    train_on: str = "expert",
 ) -> None:
-    """`palora protect`: a model, perhaps an expert, and what is to be kept -> `protection/`."""
-    budget = Budget(settings.k, settings.fraction, settings.share, settings.strength)
-    check_rule(settings.rule, budget, settings.sides)
+    """`palora protect`: a model, perhaps an expert, and what is to be kept -> `protection/`.
+
+    Args:
+        train_on: the weights that stage 2 trains on, whose inputs are kept: expert or original.
+    """
+    budget = check_protection(settings)
     loaded = Expert.load(expert) if expert else None
     keep = _keep(skills, known_facts, text, settings.keep)
     new = read_facts(facts) if facts else []
     inputs = _inputs(
         "protection",
-        *(_identity(base.model), base.dtype, base.targets, settings, _identity(expert), seed),
-        *([_skill_identity(s) for s in skills], _identity(known_facts), _identity(text), _identity(facts)),
+        *(identity(base.model), base.dtype, base.targets, settings, identity(expert), seed, train_on),
+        *([_skill_identity(s) for s in skills], identity(known_facts), identity(text), identity(facts)),
     )
     if _done(out, PROTECTION, inputs):
         return
     started = time.monotonic()
     model, tokenizer = base.load()
     subspaces, statistics = protection.protect(
-        *(
-            model,
-            tokenizer,
-            settings.rule,
-            budget,
-            settings.sides,
-            loaded,
-            keep,
-            new,
-            base.endings,
-            base.model,
-            seed,
-        )
+        model,
+        tokenizer,
+        settings.rule,
+        budget,
+        settings.sides,
+        expert=loaded,
+        keep=keep,
+        facts=new,
+        targets=base.endings,
+        model_name=base.model,
+        seed=seed,
+        base=train_on,
     )
-    record = {**subspaces.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
+    made = {"inputs": inputs, "seconds": _since(started), "versions": versions()}
+    record = {**subspaces.record, "expert_fingerprint": identity(expert), **made}
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in record["coverage"].items() if share is not None)
+    if shares:
+        log.info("%s covers of the input energy: %s", out, shares)
     replace(subspaces, record=record).save(out, statistics)
     if warning := protection.coverage_warning(record):
         log.warning("%s: %s", out, warning)
@@ -141,12 +166,16 @@ def inject(
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     if settings.base == "expert" and loaded is None:
         raise InputError("inject.base is expert: give --expert, or train on the original model with --base original")
+    if subspaces is not None and expert is not None:
+        marked_by = subspaces.record.get("expert_fingerprint")
+        if marked_by not in (None, identity(expert)):
+            raise InputError(f"the protection {protected} was made with another expert than {expert}; give that one")
     inputs = _inputs(
         "adapter",
-        *(_identity(base.model), base.dtype, base.targets, settings, seed, _identity(facts)),
+        *(identity(base.model), base.dtype, base.targets, settings, seed, identity(facts)),
         *(
-            _identity(expert) if settings.base == "expert" else None,
-            _identity(protected),
+            identity(expert) if settings.base == "expert" else None,
+            identity(protected),
             control,
         ),
     )
@@ -162,44 +191,48 @@ def inject(
         modules = known_targets(model, expected, f"the expert {expert}", base.model, base.endings)
     else:
         modules = find_targets(model, base.endings)
-    names, prints = list(modules), fingerprints(modules)
+    names, prints = list(modules), fingerprints(modules, model)
     if settings.base == "expert" and loaded is not None:
         loaded.apply(model, base.model)
     stored = protected / "statistics.safetensors" if protected else None
     known = from_tensors(load_tensors(stored)) if stored and stored.exists() else {}
     constraint = None if control else subspaces
-    work = _work(out)
-    adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, names, seed, arm)
-    with new_folder(out, ADAPTER) as staging:
-        adapted.save_pretrained(str(staging), safe_serialization=True)
-        modules = find_targets(adapted.unload(), names)
-        record = {
-            "kind": "adapter",
-            "arm": arm,
-            "model": base.model,
-            "base": settings.base,
-            "expert": str(expert.resolve()) if expert and settings.base == "expert" else None,
-            "expert_fingerprint": _identity(expert) if settings.base == "expert" else None,
-            "protection": str(protected.resolve()) if protected else None,
-            "rule": constraint.record["rule"] if constraint else "none",
-            "sides": constraint.record["sides"] if constraint else None,
-            "budget": constraint.record["budget"] if constraint else {},
-            "coverage": constraint.record["coverage"] if constraint else None,
-            "facts": {"file": Path(facts).name, "n": len(new)},
-            "fingerprints": prints,
-            "update": {
+    with _work(out) as work:
+        adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, names, seed, arm)
+        with new_folder(out, ADAPTER) as staging:
+            adapted.save_pretrained(str(staging), safe_serialization=True)
+            if settings.base == "expert":  # so that nothing loads it onto the original model and says nothing
+                config = read_json(staging / "adapter_config.json")
+                config["base_model_name_or_path"] = f"{base.model} (its expert: see README.md)"
+                write_json(staging / "adapter_config.json", config)
+            modules = find_targets(adapted.unload(), names)
+            record = {
+                "kind": "adapter",
+                "arm": arm,
+                "model": base.model,
+                "dtype": base.dtype,
+                "base": settings.base,
+                "expert": str(expert.resolve()) if expert and settings.base == "expert" else None,
+                "expert_fingerprint": identity(expert) if settings.base == "expert" else None,
+                "protection": str(protected.resolve()) if protected else None,
                 "rule": constraint.record["rule"] if constraint else "none",
-                **measure_update(Adapter.load(staging), modules, subspaces, known),
-            },
-            "training": training,
-            "inputs": inputs,
-            "seconds": _since(started),
-            "versions": versions(),
-        }
-        write_json(staging / ADAPTER, record)
-        (staging / "README.md").write_text(model_card(record), encoding="utf-8")
-        shutil.copy(work / "metrics.jsonl", staging / "metrics.jsonl")
-    shutil.rmtree(work)
+                "sides": constraint.record["sides"] if constraint else None,
+                "budget": constraint.record["budget"] if constraint else {},
+                "coverage": constraint.record["coverage"] if constraint else None,
+                "facts": {"file": Path(facts).name, "n": len(new)},
+                "fingerprints": prints,
+                "update": {
+                    "rule": constraint.record["rule"] if constraint else "none",
+                    **measure_update(Adapter.load(staging), modules, subspaces, known),
+                },
+                "training": training,
+                "inputs": inputs,
+                "seconds": _since(started),
+                "versions": versions(),
+            }
+            write_json(staging / ADAPTER, record)
+            (staging / "README.md").write_text(model_card(record), encoding="utf-8")
+            shutil.copy(work / "metrics.jsonl", staging / "metrics.jsonl")
 
 
 def evaluate_arms(
@@ -219,58 +252,143 @@ def evaluate_arms(
     """
     loaded = Expert.load(expert) if expert else None
     records = {name: _adapter_record(folder) for name, folder in adapters.items()}
-    sources = {name: get_skill(name) for name in skills}
+    for name, folder in adapters.items():
+        if name in ("base", "expert") or not re.fullmatch(ARM_NAME, name):
+            taken = "that is the name of an arm without one" if name in ("base", "expert") else "use letters and digits"
+            raise InputError(f"{name!r} cannot be the name of the adapter {folder}: {taken}")
+        check_expert(records[name], expert, f"the adapter {folder}")
+    sources = get_skills(skills)
     new = _sample(read_facts(facts), settings.facts) if facts else []
     known = _sample(read_facts(known_facts), settings.facts) if known_facts else []
     inputs = _inputs(
         "evaluation",
         *(
-            _identity(base.model),
+            identity(base.model),
             base.dtype,
             settings,
             seed,
-            _identity(expert),
-            _identity(facts),
-            _identity(known_facts),
+            identity(expert),
+            identity(facts),
+            identity(known_facts),
         ),
         *(
             [_skill_identity(s) for s in skills],
-            {name: _identity(folder) for name, folder in adapters.items()},
+            {name: identity(folder) for name, folder in adapters.items()},
         ),
     )
     target = out / "evaluation.json"
-    if target.exists() and (stored := read_json(target)).get("inputs") == inputs:
+    check_writable(out)
+    if (out / "report.html").exists() and not (target.exists() or (out / "recipe.yaml").exists()):
+        raise InputError(f"{out} has a report.html that is not ours (no evaluation.json); choose another --out")
+    if target.exists() and (stored := read_json(target, "arms", "inputs"))["inputs"] == inputs:
         log.info("%s is up to date", target)
         write_report(out)
         return stored
     started = time.monotonic()
-    questions = Questions(
-        {s.name: (s, s.problems("test", settings.problems, seed)) for s in sources.values()}, new, known
-    )
+    questions = Questions({s.name: (s, s.problems("test", settings.problems, seed)) for s in sources}, new, known)
     model, tokenizer = base.load()
-    for name, record in records.items():
-        if record.get("base") == "expert" and record["expert_fingerprint"] != _identity(expert):
-            raise InputError(f"the adapter {adapters[name]} was trained on another expert than {expert}")
-        if "fingerprints" in record:
-            known_targets(model, record["fingerprints"], f"the adapter {adapters[name]}", base.model)
-    arms = {name: TrainedArm(folder, records[name].get("base", "original")) for name, folder in adapters.items()}
-    work = _work(out / "evaluation")
-    result = evaluate(model, tokenizer, questions, loaded, arms, settings, work, inputs, seed)
-    seconds = {name: record["seconds"] for name, record in records.items() if "seconds" in record}
     if loaded is not None:
-        seconds = {"expert": loaded.record["seconds"], **seconds}
-    value = {
-        **result,
-        "update": {name: record["update"] for name, record in records.items() if "update" in record},
-        "seconds": {**seconds, "evaluate": _since(started)},
-        "objective": loaded.record.get("objective") if loaded else None,
-        "inputs": inputs,
-        "versions": versions(),
-    }
-    write_json(target, value)
-    write_report(out)
-    shutil.rmtree(work)
+        loaded.targets(model, base.model)
+    for name, record in records.items():
+        if record:
+            known_targets(model, record["fingerprints"], f"the adapter {adapters[name]}", base.model)
+        else:
+            Adapter.load(adapters[name]).check(dict(model.named_modules()))
+    arms = {name: TrainedArm(folder, records[name].get("base", "original")) for name, folder in adapters.items()}
+    with _work(out / "evaluation") as work:
+        result = evaluate(model, tokenizer, questions, loaded, arms, settings, work, inputs, seed)
+        seconds = {name: record["seconds"] for name, record in records.items() if "seconds" in record}
+        if loaded is not None and "seconds" in loaded.record:
+            seconds = {"expert": loaded.record["seconds"], **seconds}
+        value = {
+            **result,
+            "update": {name: record["update"] for name, record in records.items() if "update" in record},
+            "seconds": {**seconds, "evaluate": _since(started)},
+            "objective": loaded.record.get("objective") if loaded else None,
+            "inputs": inputs,
+            "versions": versions(),
+        }
+        write_json(target, value)
+        write_report(out)
     return value
+
+
+def spectrum(
+    base: Base,
+    settings: SpectrumSettings,
+    out: Path,
+    skill: str,
+    expert: Path | None = None,
+    adapter: Path | None = None,
+    protected: Path | None = None,
+    known_facts: str | None = None,
+    text: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`palora spectrum`: where a skill lives -> `spectrum.json` and `spectrum.html` in `out`.
+
+    Args:
+        protected: what the adapter's alignment is measured with besides; by default what it was trained under.
+
+    Returns: the content of `spectrum.json`.
+    """
+    source = get_skill(skill)
+    loaded = Expert.load(expert) if expert else None
+    record = _adapter_record(adapter) if adapter else {}
+    if protected is None and record.get("protection") and Path(record["protection"]).exists():
+        protected = Path(record["protection"])
+    subspaces = ProtectedSubspaces.load(protected) if protected and adapter else None
+    known = _sample(read_facts(known_facts), settings.problems) if known_facts else []
+    passages = read_passages(text) if text else []
+    inputs = _inputs(
+        "spectrum",
+        *(identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed),
+        *(identity(expert), identity(adapter), identity(protected), identity(known_facts), identity(text)),
+    )
+    if _done(out, SPECTRUM, inputs):
+        result = read_json(out / SPECTRUM, "removals", "matrices")
+        atomic_write_text(out / "spectrum.html", render_spectrum(result))
+    else:
+        started = time.monotonic()
+        model, tokenizer = base.load()
+        if record:
+            known_targets(model, record["fingerprints"], f"the adapter {adapter}", base.model)
+        with _work(out) as work:
+            result = measure_spectrum(
+                *(model, tokenizer, source, settings, known, passages, loaded),
+                *(Adapter.load(adapter) if adapter else None, subspaces, base.endings, base.model, seed, work, inputs),
+            )
+            result |= {"inputs": inputs, "seconds": _since(started), "versions": versions()}
+            with new_folder(out, SPECTRUM) as staging:
+                write_json(staging / SPECTRUM, result)
+                (staging / "spectrum.html").write_text(render_spectrum(result), encoding="utf-8")
+    return result
+
+
+def check_protection(settings: ProtectSettings) -> Budget:
+    """The budget of a protection. Raises InputError where rule, budget and sides do not go together."""
+    budget = Budget(settings.k, settings.fraction, settings.share, settings.strength)
+    check_rule(settings.rule, budget, settings.sides)
+    return budget
+
+
+def get_skills(specs: Sequence[str]) -> list[Skill]:
+    """The skills, whose results are told apart by their names. Raises InputError where two have the same."""
+    skills = [get_skill(spec) for spec in specs]
+    for index, skill in enumerate(skills):
+        if skill.name in [earlier.name for earlier in skills[:index]]:
+            raise InputError(f"two skills are called {skill.name}; name each once, and rename a file of the same name")
+    return skills
+
+
+def check_expert(record: Mapping[str, Any], expert: Path | None, what: str) -> None:
+    """Raise InputError unless `expert` is the one that an adapter (its `palora.json`) was trained on, if any."""
+    if record.get("base") != "expert":
+        return
+    if expert is None:
+        raise InputError(f"{what} was trained on the weights of an expert: give --expert {record.get('expert') or ''}")
+    if record.get("expert_fingerprint") != identity(expert):
+        raise InputError(f"{what} was trained on another expert than {expert}; give the one it was trained on")
 
 
 def _keep(
@@ -282,27 +400,28 @@ def _keep(
     return protection.Keep(
         [get_skill(s) for s in skills],
         read_facts(known_facts) if known_facts else (),
-        _passages(text) if text else (),
+        read_passages(text) if text else (),
         weights,
         settings.examples,
     )
 
 
-def _passages(path: str) -> list[str]:
+def read_passages(path: str) -> list[str]:
+    """The lines of a plain text file that are not blank. Raises InputError."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     if not lines:
-        raise InputError(f"{path}: no text in it")
+        raise InputError(f"{path}: no text in it; write a passage a line")
     return lines
 
 
 def _adapter_record(folder: Path) -> dict[str, Any]:
     Adapter.load(folder)
-    return read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else {}
+    return read_json(folder / ADAPTER, "base", "fingerprints") if (folder / ADAPTER).exists() else {}
 
 
 def _sample(facts: list[Fact], limit: int | None) -> list[Fact]:
@@ -312,21 +431,29 @@ def _sample(facts: list[Fact], limit: int | None) -> list[Fact]:
     return [facts[i * len(facts) // limit] for i in range(limit)]
 
 
-def _work(out: Path) -> Path:
-    """The hidden folder beside `out` where an unfinished stage keeps its state."""
+@contextmanager
+def _work(out: Path) -> Iterator[Path]:
+    """The hidden folder beside `out` where an unfinished stage keeps its state; gone when the stage is finished."""
     work = out.with_name(f".{out.name}.work")
-    try:
+    with clear_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PaloraError(f"cannot write {out}: {error.strerror}") from None
-    return work
+    try:
+        yield work
+    except BaseException:
+        with suppress(OSError):
+            work.rmdir()  # where there is no state yet
+        raise
+    shutil.rmtree(work)
 
 
 def _done(out: Path, marker: str, inputs: str) -> bool:
     check_replaceable(out, marker)
-    if (out / marker).exists() and read_json(out / marker).get("inputs") == inputs:
+    check_writable(out.parent)
+    if (out / marker).exists() and read_json(out / marker, "kind").get("inputs") == inputs:
         log.info("%s is up to date", out)
         return True
+    if (out / marker).exists():
+        log.info("%s was made from other inputs or settings: it is made again, and replaced when that is done", out)
     return False
 
 
@@ -339,10 +466,14 @@ def _inputs(*parts: Any) -> str:
 
 
 def _skill_identity(spec: str) -> Any:
-    return [spec, _identity(spec) if Path(spec.split("#")[0]).is_file() else None]
+    """The spec and the content of the files it names: `file.jsonl#scorer` or `name:DIR`."""
+    file, folder = Path(spec.partition("#")[0]), Path(spec.partition(":")[2])
+    if spec.partition(":")[2] and folder.is_dir():
+        return [spec, [(f.name, _file_identity(f)) for f in sorted(folder.iterdir()) if f.is_file()]]
+    return [spec, identity(file) if file.is_file() else None]
 
 
-def _identity(path: str | Path | None) -> str | None:
+def identity(path: str | Path | None) -> str | None:
     """A hash of a file, of the files that make up a model or a stage's folder, or of a hub name."""
     if path is None:
         return None

@@ -3,9 +3,13 @@
     coverage = tr(Vᵀ C V) / tr(C)                      the share of those inputs' energy inside a protected subspace
     drift    = sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ))         how far an update moves the output on those inputs, relatively
 
-C is kept as a factor F (n × q) with C ≈ F Fᵀ, the leading eigenvectors scaled by the square roots of their
-eigenvalues, in descending order. Then coverage is ‖Vᵀ F‖² / tr C, drift is ‖ΔW F‖ / ‖W F‖, and a rule that protects
-leading directions takes leading columns.
+C is kept as a factor F (n × q), its leading eigenvectors E scaled by the square roots of their eigenvalues, in
+descending order, and the rest of the energy is taken as spread evenly over the other directions:
+
+    C ≈ F Fᵀ + ρ (I − E Eᵀ),        ρ = (tr C − ‖F‖²) / (n − q)
+
+so tr(M C Mᵀ) = ‖M F‖² + ρ (‖M‖² − ‖M E‖²) for any M. Exact where q = n. A rule that protects leading directions takes
+leading columns of E.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,15 +52,28 @@ class InputStatistics:
         """The leading orthonormal eigenvectors of C, (n, q)."""
         return self.factor / self.factor.norm(dim=0).clamp_min(1e-30)
 
+    @property
+    def rest(self) -> float:
+        """ρ: the energy of each direction outside the factor, on average."""
+        n, q = self.factor.shape
+        return max(0.0, self.trace - float(self.eigenvalues.double().sum())) / (n - q) if n > q else 0.0
+
+    def energy(self, M: Tensor) -> float:
+        """tr(M C Mᵀ) for M (a, n): the energy of these inputs that M passes on."""
+        M, F = M.float(), self.factor.to(M.device)
+        kept = float((M @ F).square().sum())
+        if self.rest == 0:
+            return kept
+        E = self.directions.to(M.device)
+        return kept + self.rest * max(0.0, float(M.square().sum() - (M @ E).square().sum()))
+
     def coverage(self, basis: Tensor | None) -> float:
         """tr(Vᵀ C V) / tr(C) for an input basis V (n, k); 0 without one."""
-        if basis is None:
-            return 0.0
-        return float((basis.T @ self.factor).square().sum() / self.trace)
+        return 0.0 if basis is None else self.energy(basis.T) / self.trace
 
     def drift(self, delta: Tensor, W: Tensor) -> float:
         """sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)) for ΔW and W (m, n)."""
-        return float((delta.float() @ self.factor).norm() / (W.float() @ self.factor).norm())
+        return (self.energy(delta) / self.energy(W)) ** 0.5
 
 
 Covariances = dict[str, Tensor]
@@ -116,7 +133,7 @@ def collect(
     for name, covariance in sums.items():
         if not torch.isfinite(covariance).all():
             raise InputError(f"the inputs of {name} are not finite: the model is damaged or overflows in its dtype")
-    return {name: covariance / covariance.trace() for name, covariance in sums.items()}
+    return {name: covariance.div_(covariance.trace()) for name, covariance in sums.items()}
 
 
 @contextmanager

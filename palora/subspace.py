@@ -68,9 +68,9 @@ class ProtectedSubspace:
             sides.append((self.output.T @ delta).norm().cpu())
         return float(max(sides) / norm.cpu())
 
-    def to(self, device: torch.device | str) -> "ProtectedSubspace":
-        """The same subspace on another device."""
-        return ProtectedSubspace(*(None if b is None else b.to(device) for b in (self.input, self.output)))
+    def to(self, where: torch.device | torch.dtype | str) -> "ProtectedSubspace":
+        """The same subspace on another device or in another dtype."""
+        return ProtectedSubspace(*(None if b is None else b.to(where) for b in (self.input, self.output)))
 
 
 @dataclass(frozen=True)

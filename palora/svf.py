@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 from palora.decomposition import Decomposition, decompose_targets
 from palora.errors import InputError
 from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
-from palora.models import is_transposed, known_targets, weight
+from palora.models import REST, is_transposed, known_targets, weight
 
 MARKER = "expert.json"
 Parametrisation = Literal["linear", "sigmoid"]
@@ -118,7 +118,7 @@ class Expert:
             raise InputError(f"{folder} is not an expert folder (no {MARKER}); train one with `palora expert`")
         record = read_json(folder / MARKER, "fingerprints")
         scales = load_tensors(folder / "scales.safetensors")
-        if set(scales) != set(record["fingerprints"]):
+        if set(scales) != set(record["fingerprints"]) - {REST}:
             raise InputError(f"{folder}: scales.safetensors and {MARKER} name different matrices; train it again")
         return cls(scales, record)
 

@@ -32,6 +32,28 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
+def spectrum_table(result: Mapping[str, Any]) -> None:
+    """Print what is left without each band of every matrix at once, and how far that moves the outputs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="What is left without a band of components, of every matrix", title_justify="left")
+    for heading in ("band", "width", result["skill"], "known facts", "perplexity", "drift"):
+        table.add_column(heading, justify="left" if heading == "band" else "right")
+    whole = [row for row in result["removals"] if row["part"] == "all" and row["kind"] != "slice"]
+    for row in ({"kind": "–", "fraction": None, "drift": None, **result["base"]}, *whole):
+        low, high = row["skill"]["ci95"]
+        table.add_row(
+            row["kind"],
+            "–" if row["fraction"] is None else f"{row['fraction']:.0%}",
+            f"{percent(row['skill']['accuracy'])} [{low:.0%}, {high:.0%}]",
+            percent(row["known_facts"]["accuracy"] if row["known_facts"] else None),
+            number(row["perplexity"]["skill"]),
+            number(row["drift"]),
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
 def percent(value: float | None) -> str:
     """A share as a percentage; a dash where it was not measured."""
     return "–" if value is None else f"{value:.1%}"

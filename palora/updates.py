@@ -3,6 +3,8 @@
 An adapter folder is read as plain safetensors, so this holds for any LoRA adapter of linear layers, whoever made it.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palora.errors import InputError
+from palora.errors import InputError, PaloraError
 from palora.files import load_tensors, read_json
-from palora.models import weight
+from palora.models import is_linear, weight
 from palora.statistics import InputStatistics
 from palora.subspace import ProtectedSubspaces
 
@@ -35,7 +37,7 @@ class Adapter:
         folder = Path(folder)
         if not (folder / "adapter_config.json").exists():
             raise InputError(f"{folder} is not an adapter folder (no adapter_config.json); make one by `palora inject`")
-        config = read_json(folder / "adapter_config.json", "peft_type")
+        config = read_json(folder / "adapter_config.json", "peft_type", "r", "lora_alpha")
         if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias") not in (None, False):
             raise InputError(f"{folder}: not a plain LoRA adapter (DoRA, biases and other methods are not read)")
         tensors = load_tensors(folder / "adapter_model.safetensors")
@@ -43,7 +45,7 @@ class Adapter:
         if not A or set(A) != set(B) or len(A) + len(B) != len(tensors):
             raise InputError(f"{folder}: adapter_model.safetensors is not made of lora_A and lora_B pairs")
         scaling = {
-            name: config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
+            name: _alpha(config, name) / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
             for name, a in A.items()
         }
         return cls(A, B, scaling, config)
@@ -52,10 +54,25 @@ class Adapter:
         """ΔW (m, n) of one matrix, float32."""
         return self.scaling[name] * (self.B[name].float() @ self.A[name].float())
 
+    def check(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise InputError unless `modules` has every matrix of the adapter, in its shape."""
+        for name, A in self.A.items():
+            if name not in modules or not is_linear(modules[name]):
+                raise InputError(f"the adapter has {name}, which the model does not")
+            shape, own = (self.B[name].shape[0], A.shape[1]), tuple(weight(modules[name]).shape)
+            if shape != own:
+                raise InputError(f"the adapter's {name} is {shape}, the model's {own}; it belongs to another model")
+
     @property
     def parameters(self) -> int:
         """How many numbers the adapter holds."""
         return sum(t.numel() for factors in (self.A, self.B) for t in factors.values())
+
+
+def _alpha(config: dict[str, Any], name: str) -> float:
+    """lora_alpha of one matrix; `alpha_pattern` may set it apart."""
+    patterns = config.get("alpha_pattern") or {}
+    return next((a for p, a in patterns.items() if re.fullmatch(rf"(.*\.)?({p})", name)), config["lora_alpha"])
 
 
 def _module(key: str) -> str:
@@ -86,14 +103,13 @@ def measure_update(
     )
     layers: dict[str, dict[str, float | None]] = {}
     weights = 0.0
+    adapter.check(modules)
     for name in adapter.A:
-        if name not in modules:
-            raise InputError(f"the adapter has {name}, which the model does not")
         W = weight(modules[name]).float()
         delta = adapter.delta(name).to(W.device)
-        if delta.shape != W.shape:
-            raise InputError(f"the adapter's {name} is {tuple(delta.shape)}, the model's {tuple(W.shape)}")
         norm, size = float(delta.norm()), float(W.norm())
+        if not math.isfinite(norm):
+            raise PaloraError(f"the update of {name} is infinite or no number; train it with a lower learning rate")
         weights += size**2
         layers[name] = {
             "norm": norm,

@@ -1,9 +1,14 @@
 """Fixtures: one tiny Llama with a real tokenizer for all tests, and a cache of its own."""
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As the command line sets them; the libraries read them when they are imported.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
@@ -62,3 +67,51 @@ def model_folder(tmp_path_factory, tokenizer):
     tiny_llama().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the tests of the command line start from: a model, facts, and the folder of every stage, all tiny."""
+
+    model: Path
+    facts: Path
+    known_facts: Path
+    run: Path
+
+    @property
+    def expert(self) -> Path:
+        return self.run / "expert"
+
+    @property
+    def protection(self) -> Path:
+        return self.run / "protection"
+
+    @property
+    def adapter(self) -> Path:
+        return self.run / "adapter"
+
+
+@pytest.fixture(scope="session")
+def made(model_folder, tmp_path_factory):
+    """Every stage run once through the command line. Tests must leave it as it is: copy what you change."""
+    from command import QUICK, palora
+
+    from palora.facts import write_facts
+    from palora.testbed.world import known_facts, new_facts
+
+    folder = tmp_path_factory.mktemp("made")
+    made = Made(model_folder, folder / "new.jsonl", folder / "known.jsonl", folder / "run")
+    write_facts(made.facts, new_facts(6))
+    write_facts(made.known_facts, known_facts()[:4])
+    on_model, on_expert = ("--model", made.model), ("--model", made.model, "--expert", made.expert)
+    svf = ("--rule", "svf", "--k", 8, "--skill", "chain")
+    asked = ("--facts", made.facts, "--known-facts", made.known_facts, "--skill", "chain")
+    for command, *arguments in (
+        ("expert", *on_model, "--skill", "chain", "--out", made.expert),
+        ("protect", *on_expert, *svf, "--out", made.protection),
+        ("inject", *on_expert, "--protection", made.protection, "--facts", made.facts, "--out", made.adapter),
+        ("evaluate", *on_expert, "--adapter", made.adapter, *asked, "--out", made.run),
+    ):
+        result = palora(command, *QUICK[command], *arguments)
+        assert result.code == 0, result.err
+    return made

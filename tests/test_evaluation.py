@@ -20,9 +20,9 @@ def answering(monkeypatch, answers):
     monkeypatch.setattr(scoring, "generate", lambda model, tokenizer, questions, *rest: [answers[q] for q in questions])
 
 
-def test_facts_are_marked_by_alias_and_exactly(monkeypatch):
+def test_facts_are_marked_by_alias_and_exactly(monkeypatch, tokenizer):
     answering(monkeypatch, {"Capital of France?": "It is Lutetia, I think.", "Symbol of helium?": "He"})
-    first, second = scoring.ask_facts(None, None, FACTS)
+    first, second = scoring.ask_facts(None, tokenizer, FACTS)
     assert (first.correct, first.exact) == (True, False)
     assert (second.correct, second.exact) == (True, True)
 

@@ -53,7 +53,14 @@ def run_bare(bare_loop, folder, way):
 def run_library(folder, work, way):
     objective, rule, budget = WAYS[way]
     expert_settings = ExpertSettings(
-        **{"objective": objective, "iterations": 8, "batch_size": 16, "micro_batch_size": 12, "learning_rate": 0.2},
+        **{
+            "objective": objective,
+            "iterations": 8,
+            "batch_size": 16,
+            "rollout_batch_size": 12,
+            "micro_batch_size": 12,
+            "learning_rate": 0.2,
+        },
         **{"max_grad_norm": 0.5, "validate_every": 3, "validation_size": 20, "temperature": 1.0, "baseline": True},
     )
     inject_settings = InjectSettings(

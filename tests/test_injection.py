@@ -78,6 +78,43 @@ def test_an_interrupted_training_continues_bit_for_bit(tokenizer, tmp_path, monk
     assert read_metrics(tmp_path / "a" / "metrics.jsonl") == read_metrics(tmp_path / "b" / "metrics.jsonl")
 
 
+def test_killed_in_a_recall_check_or_after_the_last_one_it_ends_the_same(tokenizer, tmp_path, monkeypatch):
+    subspaces = protection(tokenizer)
+    wanted = settings(learning_rate=0.03, epochs=60, stop_at_recall=1.0, recall_every=5)
+
+    def run(work):
+        return inject(tiny_llama(), tokenizer, FACTS, wanted, work, subspaces)
+
+    whole, record = run(tmp_path / "a")
+    assert record["epochs"] < 60
+    last = record["steps"]
+    for moment in ("before the first check", "after the last checkpoint"):
+        work = tmp_path / moment
+        due, save = injection._Watch._due, injection._ExactResume.on_save
+
+        def killed_in_check(self, step, due=due):
+            if found := due(self, step):
+                raise KeyboardInterrupt
+            return found
+
+        def killed_after_save(self, args, state, control, save=save, **kwargs):
+            save(self, args, state, control, **kwargs)
+            if state.global_step == last:
+                raise KeyboardInterrupt
+
+        if moment == "before the first check":
+            monkeypatch.setattr(injection._Watch, "_due", killed_in_check)
+        else:
+            monkeypatch.setattr(injection._ExactResume, "on_save", killed_after_save)
+        with pytest.raises(KeyboardInterrupt):
+            run(work)
+        monkeypatch.undo()
+        resumed, again = run(work)
+        assert again == record, moment
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b), moment
+
+
 def test_the_control_and_palora_see_the_same_rows_in_the_same_order(tokenizer, tmp_path, monkeypatch):
     seen = []
     original = torch.nn.Module.__call__
@@ -109,7 +146,7 @@ def test_failures_are_clear(tokenizer, tmp_path, model):
         inject(model, tokenizer, long, settings(), tmp_path)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(PaloraError, match=r"the loss is nan.*learning_rate"):
+    with pytest.raises(PaloraError, match="the loss is no longer a number at step 1; lower the learning rate"):
         inject(model, tokenizer, FACTS, settings(), tmp_path / "nan")
 
 

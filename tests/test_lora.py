@@ -24,14 +24,7 @@ from palora.rules import RULES, Budget, Evidence
 from palora.statistics import collect, mix
 
 HARD = [
-    ("svf", "both"),
-    ("svf", "input"),
-    ("svf", "output"),
-    ("svf_weighted", "both"),
-    ("sigma", "both"),
-    ("sigma", "output"),
-    ("random", "both"),
-    ("random", "input"),
+    *((rule, sides) for rule in ("svf", "svf_weighted", "sigma", "random") for sides in ("both", "input", "output")),
     ("activation", "input"),
 ]
 IDS = torch.randint(4, 90, (16, 20), generator=torch.Generator().manual_seed(1))
@@ -320,6 +313,17 @@ def test_trl_sft_trainer_takes_it_as_its_peft_config(tokenizer, tmp_path):
     assert max(saved_leaks(tmp_path / "saved", subspaces).values()) <= 1e-5
 
 
+def test_factors_that_a_trainer_casts_to_bfloat16_are_folded_and_saved_in_float32(model, tmp_path):
+    subspaces = protection(model)
+    adapted = constrained(model, subspaces)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    train(adapted, 30)
+    adapted.save_pretrained(tmp_path)
+    assert max(saved_leaks(tmp_path, subspaces).values()) <= 1e-5
+
+
 def test_a_quantised_base_trains_and_refuses_to_merge(tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install palora[bitsandbytes]")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -384,8 +388,16 @@ def test_what_does_not_fit_is_refused(model):
     wrong = ProtectedSubspaces({name: ProtectedSubspace(torch.eye(7)) for name in subspaces}, subspaces.record)
     with pytest.raises(InputError, match="n = 7"):
         constrained(tiny_llama(), wrong)
-    with pytest.raises(InputError, match="use_dora"):
-        PaloraConfig(protection=subspaces, use_dora=True)
+    for field, value in [
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "lora_only"),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("alora_invocation_tokens", [1]),
+    ]:
+        with pytest.raises(InputError, match=r"changes W|the constraint does not hold"):
+            PaloraConfig(protection=subspaces, **{field: value})
     with pytest.raises(InputError, match="not a protection folder"):
         PaloraConfig(protection="nowhere")
 

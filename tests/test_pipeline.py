@@ -165,6 +165,44 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
+def test_every_arm_is_measured_on_its_own_weights(values, finished, monkeypatch):
+    """What `evaluate` hands to the questions: the base, the expert, and each adapter on the expert."""
+    from palora import evaluation
+    from palora.evaluation import Questions, TrainedArm, evaluate
+    from palora.recipe import EvaluateSettings
+
+    seen = {}
+
+    def look(model, tokenizer, questions, settings, arm):
+        seen[arm] = logits(model)
+        return {"facts": [], "paraphrases": [], "known": []}
+
+    monkeypatch.setattr(evaluation, "_ask", look)
+    model = AutoModelForCausalLM.from_pretrained(values["model"]).eval()
+    base, expert = logits(model), logits(expert_model(finished, values))
+    arms = {
+        "palora": TrainedArm(finished / "adapter", "expert"),
+        "direct": TrainedArm(finished / "adapter", "original"),
+    }
+    evaluate(model, None, Questions({}), Expert.load(finished / "expert"), arms, EvaluateSettings(answers=0))
+    original = AutoModelForCausalLM.from_pretrained(values["model"])
+    expected = {
+        "base": base,
+        "expert": expert,
+        "palora": logits(PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()),
+        "direct": logits(PeftModel.from_pretrained(original, finished / "adapter").eval()),
+    }
+    for arm, value in expected.items():
+        assert (seen[arm] - value).abs().max() < 1e-4, arm
+    for a, b in [("base", "expert"), ("expert", "palora"), ("palora", "direct")]:
+        assert (seen[a] - seen[b]).abs().max() > 1e-2
+
+
+def test_an_adapter_of_an_expert_does_not_name_the_original_model_as_its_base(values, finished):
+    named = read_json(finished / "adapter" / "adapter_config.json")["base_model_name_or_path"]
+    assert named != values["model"] and "expert" in named
+
+
 def test_merged_is_expert_plus_adapter(values, finished, tmp_path):
     result = export(finished / "adapter", "merged", tmp_path / "merged", dtype="float32")
     adapted = PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()
@@ -181,8 +219,9 @@ def test_a_merge_that_leaks_is_refused_unless_told_otherwise(finished, tmp_path)
     result = export(adapter, "merged", tmp_path / "merged", dtype="bfloat16", max_leak=1.0)
     # measured again on the files: what the rounded update does inside the protected subspace
     low = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(read_json(adapter / "palora.json")["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(read_json(adapter / "palora.json")["model"])
     Expert.load(finished / "expert").apply(model)
+    model.to(torch.bfloat16)
     protection = ProtectedSubspaces.load(finished / "arms" / "svf" / "protection")
     leaks = []
     for (name, before), after in zip(find_targets(model).items(), find_targets(low).values(), strict=True):
@@ -209,7 +248,11 @@ def test_combined_is_one_lora_for_the_original_model(values, finished, tmp_path)
     many = export(finished / "adapter", "combined", tmp_path / "many", k=16)
     assert 1 > few["lost"] > many["lost"] > 0.01
     config = read_json(tmp_path / "few" / "adapter_config.json")
-    assert config["r"] == config["lora_alpha"] == 8
+    assert config["r"] == config["lora_alpha"] == 8 and config["base_model_name_or_path"] == values["model"]
+    record = read_json(tmp_path / "few" / "palora.json")
+    assert record["update"]["leak"] is None, "the expert moves the protected components: no old leak is carried over"
+    assert record["update"]["parameters"] == 2 * read_json(finished / "adapter" / "palora.json")["update"]["parameters"]
+    assert "cut off" in (tmp_path / "few" / "README.md").read_text()
 
 
 def test_adapter_export_and_inspect(finished, tmp_path):

@@ -62,6 +62,21 @@ def test_activation_share_is_a_share_of_the_input_energy(evidence):
     assert evidence.statistics.coverage(V[:, :-1]) < 0.9
 
 
+def test_activation_counts_what_a_truncated_factor_leaves_out(evidence):
+    """fraction is of all n inputs, share of all their energy; what the factor does not hold cannot be protected."""
+    C = evidence.statistics.factor @ evidence.statistics.factor.T
+    few = Evidence(None, None, factorise(C, max_directions=6), torch.Generator())
+    V = RULES["activation"](few, Budget(fraction=0.25), "input").subspace.input
+    assert V.shape == (16, 4)
+    covered = float(few.statistics.eigenvalues.sum()) / few.statistics.trace
+    V = RULES["activation"](few, Budget(share=0.9 * covered), "input").subspace.input
+    assert few.statistics.coverage(V) >= 0.9 * covered - 1e-6
+    with pytest.raises(InputError, match="more than the 6 directions at hand"):
+        RULES["activation"](few, Budget(share=(1 + covered) / 2), "input")
+    with pytest.raises(InputError, match="k = 7 is larger"):
+        RULES["activation"](few, Budget(k=7), "input")
+
+
 def test_covariance_weights_and_strength(evidence):
     weak = RULES["covariance"](evidence, Budget(strength=0.1), "input")
     strong = RULES["covariance"](evidence, Budget(strength=10.0), "input")

@@ -65,10 +65,17 @@ def test_factor_coverage_and_drift():
 
 
 def test_a_truncated_factor_still_knows_the_whole_energy():
-    C = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    """What is cut off counts as spread evenly: exact where it is (here), and never as nothing."""
+    Q = torch.linalg.qr(torch.randn(6, 6)).Q
+    C = Q @ torch.diag(torch.tensor([4.0, 3.0, 1.5, 1.5, 1.5, 1.5])) @ Q.T
     statistics = factorise(C, max_directions=2)
-    assert statistics.factor.shape == (4, 2) and statistics.trace == 10
-    assert statistics.coverage(torch.eye(4)) == pytest.approx(0.7)
+    assert statistics.factor.shape == (6, 2) and statistics.trace == pytest.approx(13)
+    assert statistics.coverage(torch.eye(6)) == pytest.approx(1)
+    assert statistics.coverage(Q[:, 3:4]) == pytest.approx(1.5 / 13, rel=1e-4)
+    W, change = torch.randn(5, 6), torch.randn(5, 6)
+    assert statistics.drift(change, W) == pytest.approx(drift(change, W, C.double().numpy()), rel=1e-4)
+    outside = change @ (torch.eye(6) - Q[:, :2] @ Q[:, :2].T)
+    assert statistics.drift(outside, W) > 0.1, "an update that avoids the leading directions drifts all the same"
 
 
 def test_a_wide_covariance_is_factorised_by_subspace_iteration(monkeypatch):

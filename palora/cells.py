@@ -1,0 +1,366 @@
+"""The work of `palora compare`, one piece a function: each reads folders, writes one file or folder, and is done in a
+process of its own.
+
+    experts/seed-S          the expert of a seed, shared by all methods
+    protections/NAME-S      what a method protects; `none-S` holds the statistics that every drift is measured on
+    cells/KEY.json          one training (or a reference, or a scaled adapter) and what was measured at its milestones
+
+KEY is a hash of everything that a cell's numbers depend on: a cell whose file is there is done.
+"""
+
+import contextlib
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from palora import stages
+from palora.comparison import Comparison
+from palora.errors import DivergedError
+from palora.evaluation import Questions, measure
+from palora.facts import read_facts
+from palora.files import load_tensors, read_json, sha256, write_json
+from palora.injection import inject
+from palora.lora import live_delta
+from palora.metrics import read_metrics
+from palora.models import weight
+from palora.recipe import ProtectSettings
+from palora.scoring import share_correct, solve
+from palora.skills import get_skill
+from palora.statistics import InputStatistics, from_tensors
+from palora.subspace import ProtectedSubspaces
+from palora.svf import Expert
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1  # of a cell's file; counted up when what is measured changes
+NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a method on a fact load at a learning rate, with a seed."""
+
+    method: str
+    load: int
+    learning_rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.load} facts, rate {self.learning_rate:g}, seed {self.seed}"
+
+
+def base_of(c: Comparison) -> stages.Base:
+    """The model of a comparison."""
+    return stages.Base(c.model, c.dtype, c.device, tuple(c.targets) if c.targets else None)
+
+
+# --- what a cell depends on -----------------------------------------------------------------------
+
+
+def shared_inputs(c: Comparison) -> str:
+    """A hash of what all cells depend on: model, data, expert, and what is measured."""
+    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.text)]
+    skills = [(s, stages.identity(s.partition("#")[0])) for s in (*c.skills, "", *c.keep_skills)]
+    return _hash(FORMAT, files, skills, c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation)
+
+
+def reference_key(c: Comparison, shared: str, seed: int) -> str:
+    """The key of base and expert, measured with a seed's problems."""
+    return _hash("reference", shared, seed)
+
+
+def training_key(c: Comparison, shared: str, cell: Cell) -> str:
+    """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
+    method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
+    what = (method.protect, method.shuffle, method.dora, c.is_source(cell.method))
+    return _hash("training", shared, *what, settings, cell.load, cell.seed)
+
+
+def scaled_key(source: str, norms: Mapping[str, float]) -> str:
+    """The key of an adapter (of the cell `source`) scaled to the norms by milestone."""
+    return _hash("scaled", source, sorted(norms.items()))
+
+
+def _hash(*parts: Any) -> str:
+    return sha256(repr(parts).encode())
+
+
+# --- prepared once, shared by the cells -----------------------------------------------------------
+
+
+def expert_folder(out: Path, seed: int) -> Path:
+    return out / "experts" / f"seed-{seed}"
+
+
+def protection_folder(out: Path, method: str, seed: int) -> Path:
+    return out / "protections" / f"{method}-{seed}"
+
+
+def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
+    """Train the expert of a seed."""
+    with quiet(out / "logs" / f"expert-{seed}.txt"):
+        stages.train_expert(base_of(c), c.expert, expert_folder(out, seed), c.keep_skills[0], seed)
+
+
+def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None:
+    """Find what a method protects (`none`: only the statistics of what is to be kept).
+
+    Shuffled scales are only looked at by the rule. Nothing else may see them: no model is made of them, so no
+    statistics are collected either.
+    """
+    own = c.methods.get(method)
+    settings = own.protect if own and own.protect else NONE
+    folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
+    kept: dict[str, Any] = {
+        "skills": c.keep_skills,
+        "known_facts": c.known_facts if settings.keep.known_facts else None,
+        "text": c.text if settings.keep.text else None,
+        "facts": c.facts,
+    }
+    with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
+        if own and own.shuffle:
+            shuffled = expert.with_name(f"shuffled-{seed}")
+            shuffle_scales(Expert.load(expert), seed).save(shuffled)
+            stages.protect(base_of(c), settings, folder, shuffled, seed=seed)
+        else:
+            stages.protect(base_of(c), settings, folder, expert, **kept, seed=seed)
+
+
+def shuffle_scales(expert: Expert, seed: int) -> Expert:
+    """The same scales on other components, in every matrix: how far the expert moved things, but not which."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = {name: z[torch.randperm(len(z), generator=generator)] for name, z in expert.scales.items()}
+    return replace(expert, scales=scales, record={**expert.record, "shuffled": seed, "inputs": None})
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What a cell works with: the model (turned into the expert where the facts are taught on it), what it is asked,
+    and what its update is measured against."""
+
+    def __init__(self, c: Comparison, out: Path, seed: int, load: int | None = None) -> None:
+        self.c, self.seed = c, seed
+        self.facts = read_facts(c.facts)[:load] if load else []
+        skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
+        known = read_facts(c.known_facts) if c.known_facts else []
+        limit = c.evaluate.facts
+        self.questions = Questions(skills, self.facts[:limit], known[:limit])
+        kept = [get_skill(spec) for spec in c.keep_skills]
+        self.validation = {s.name: (s, s.problems("validation", c.validation, seed)) for s in kept}
+        self.model: PreTrainedModel
+        self.tokenizer: PreTrainedTokenizerBase
+        self.model, self.tokenizer = base_of(c).load()
+        self.expert = Expert.load(expert_folder(out, seed))
+        self.modules = self.expert.targets(self.model, c.model)
+        if load and c.inject.base == "expert":
+            self.expert.apply(self.model, c.model)
+        self.weights = {name: weight(module).clone() for name, module in self.modules.items()}
+
+    def ask(self, model: Any) -> dict[str, Any]:
+        """What a model can do now: test skills, facts, paraphrases, known facts, and the validation skills."""
+        found = measure(model, self.tokenizer, self.questions, self.c.evaluate, "a cell")
+        size = self.c.evaluate.batch_size
+        return {
+            "recall": found["recall"],
+            "paraphrase_recall": found["paraphrase_recall"],
+            "locality": found["locality"],
+            "skills": {name: skill["accuracy"] for name, skill in found["skills"].items()},
+            "validation": {
+                name: share_correct(solve(model, self.tokenizer, skill, problems, size))
+                for name, (skill, problems) in self.validation.items()
+            },
+        }
+
+    def update(
+        self,
+        deltas: Iterator[tuple[str, Tensor]],
+        statistics: Mapping[str, InputStatistics],
+        protection: ProtectedSubspaces | None = None,
+    ) -> dict[str, float | None]:
+        """Norm, relative norm, mean drift and largest leak of an update, as in `updates.py`."""
+        squares, drifts, leaks = [], [], []
+        for name, delta in deltas:
+            squares.append(float(delta.norm()) ** 2)
+            if name in statistics:
+                drifts.append(statistics[name].drift(delta, self.weights[name]))
+            if protection is not None and protection.hard:
+                leaks.append(protection[name].leak(delta))
+        size = sum(float(W.norm()) ** 2 for W in self.weights.values()) ** 0.5
+        norm = sum(squares) ** 0.5
+        return {
+            "norm": norm,
+            "relative_norm": norm / size,
+            "drift": fmean(drifts) if drifts else None,
+            "leak": max(leaks) if leaks else None,
+        }
+
+
+def run_reference(c: Comparison, out: Path, key: str, seed: int) -> str:
+    """Measure the base and the expert of a seed on the problems of that seed."""
+    with quiet(out / "logs" / f"{key}.txt"):
+        bench = Bench(c, out, seed)
+        found: dict[str, Any] = {"kind": "reference", "seed": seed, "base": bench.ask(bench.model)}
+        bench.expert.apply(bench.model, c.model)
+        found["expert"] = bench.ask(bench.model)
+        write_json(out / "cells" / f"{key}.json", found)
+    return ", ".join(f"{name} {share:.0%}" for name, share in found["expert"]["skills"].items())
+
+
+def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
+    """Train a cell, and measure it when recall first passes each milestone. Training stops at the last milestone.
+
+    A rate at which training diverges is a result: the cell says so in `failed`. What was measured before an
+    interruption is kept in `work/KEY/` beside the checkpoints, so the cell continues where it was.
+    """
+    work = out / "work" / key
+    started = time.monotonic()
+    with quiet(out / "logs" / f"{key}.txt"):
+        reset_peak_memory()
+        stored = work / "moments.json"
+        moments: dict[str, Any] = read_json(stored) if stored.exists() else {}
+        resumed = (work / "checkpoints").exists()
+        bench = Bench(c, out, cell.seed, cell.load)
+        method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
+        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / "statistics.safetensors"))
+        protected = ProtectedSubspaces.load(protection_folder(out, cell.method, cell.seed)) if method.protect else None
+        measuring, training_started = 0.0, time.monotonic()
+
+        def moment(model: PeftModel, epoch: float) -> dict[str, Any]:
+            nonlocal measuring
+            before = time.monotonic()
+            deltas = ((name, live_delta(model, name)) for name in bench.modules)
+            seconds = None if resumed else round(before - training_started - measuring, 2)
+            found = {"epoch": epoch, "seconds": seconds, **bench.update(deltas, statistics, protected)}
+            found |= bench.ask(model)
+            measuring += time.monotonic() - before
+            return found
+
+        def on_recall(model: PeftModel, recall: float, epoch: int) -> None:
+            passed = [m for m in map(mark, c.milestones) if recall >= float(m) and m not in moments]
+            if passed:
+                moments.update(dict.fromkeys(passed, moment(model, epoch)))
+                for m in passed if c.is_source(cell.method) else []:
+                    model.save_pretrained(str(out / "adapters" / key / m), safe_serialization=True)
+                write_json(stored, moments)
+
+        work.mkdir(parents=True, exist_ok=True)
+        names = list(bench.modules)
+        result: dict[str, Any] = {"kind": "training", "failed": None, "final": None, "saved_bytes": None}
+        try:
+            adapted, record = inject(
+                *(bench.model, bench.tokenizer, bench.facts, settings, work, protected, names, cell.seed, cell.method),
+                on_recall=on_recall,
+                dora=method.dora,
+            )
+        except DivergedError as error:
+            result["failed"] = str(error)
+        else:
+            done = moments.get(mark(c.milestones[-1]))
+            adapted.save_pretrained(str(work / "adapter"), safe_serialization=True)
+            files = (work / "adapter").rglob("*.safetensors")
+            result |= {
+                "final": done or moment(adapted, record["epochs"]),
+                "steps": record["steps"],
+                "saved_bytes": sum(file.stat().st_size for file in files),
+            }
+        curve = [(row["epoch"], row["recall"]) for row in read_metrics(work / "metrics.jsonl") if "recall" in row]
+        result |= {
+            **{"moments": moments, "curve": curve, "resumed": resumed},
+            "coverage": _coverage(statistics, protected),
+            "peak_memory": peak_memory(),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        write_json(out / "cells" / f"{key}.json", result)
+    shutil.rmtree(work)
+    last = result["final"]
+    if last is None:
+        return "diverged"
+    skills = ", ".join(f"{name} {share:.0%}" for name, share in last["skills"].items())
+    return f"recall {last['recall']:.0%}, {skills}, {result['seconds']:.0f} s"
+
+
+def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norms: Mapping[str, float]) -> str:
+    """Scale the adapters of the cell `source` to the norms by milestone (B times a factor), and measure them."""
+    started = time.monotonic()
+    with quiet(out / "logs" / f"{key}.txt"):
+        bench = Bench(c, out, cell.seed, cell.load)
+        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / "statistics.safetensors"))
+        moments: dict[str, Any] = {}
+        for m, norm in norms.items():
+            adapted = PeftModel.from_pretrained(bench.model, str(out / "adapters" / source / m)).eval()
+            own = bench.update(((n, live_delta(adapted, n)) for n in bench.modules), {})["norm"] or 0.0
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.data *= norm / own
+            deltas = ((n, live_delta(adapted, n)) for n in bench.modules)
+            moments[m] = {"epoch": None, "seconds": None, "factor": norm / own, **bench.update(deltas, statistics)}
+            moments[m] |= bench.ask(adapted)
+            adapted.unload()
+        result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}
+        result |= {"seconds": round(time.monotonic() - started, 2), "coverage": {"skill": 0.0, "facts": 0.0}}
+        write_json(out / "cells" / f"{key}.json", result)
+    return ", ".join(f"x {moment['factor']:.2f}: recall {moment['recall']:.0%}" for moment in moments.values())
+
+
+def mark(milestone: float) -> str:
+    """A milestone as a key of JSON: 0.95 -> "0.95"."""
+    return f"{milestone:g}"
+
+
+def _coverage(statistics: Mapping[str, InputStatistics], protected: ProtectedSubspaces | None) -> dict[str, Any]:
+    """The share of the skill's and of the facts' input energy that is protected, mean over the matrices."""
+    if protected is None:
+        return {"skill": 0.0, "facts": 0.0}
+    found = [own.coverage(protected[name].input) for name, own in statistics.items()]
+    return {"skill": fmean(found), "facts": protected.record["coverage"]["facts"]}
+
+
+# --- the process of a cell ------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what the block writes to standard error (bars of several processes at once) to a file, which is removed
+    when the block ends well; with one thread, so that the numbers do not depend on how many work beside it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+    log.unlink()
+
+
+def reset_peak_memory() -> None:
+    """Start counting anew, where the system lets us (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, otherwise of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,166 @@
+"""`palora compare`: methods side by side, fairly.
+
+    experts (one a seed) ─> protections (one a method and seed) ─> cells ─> scaled cells ─> compare.json, .md, .html
+
+A *cell* is one method on one fact load at one learning rate with one seed. Every method has its own sweep of learning
+rates; all share expert, facts, batches and budget, and are compared at matched recall: at the moments when recall first
+passes each milestone, within one training. The rate of a method is chosen on validation problems, what is reported is
+measured on test problems. Stopped anywhere and started again with the same command, a comparison continues.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from palora import stages
+from palora.cells import (
+    Cell,
+    base_of,
+    prepare_expert,
+    prepare_protection,
+    reference_key,
+    run_reference,
+    run_scaled,
+    run_training,
+    scaled_key,
+    shared_inputs,
+    training_key,
+)
+from palora.compare_report import choose_rates, summarise, write_pages
+from palora.comparison import Comparison
+from palora.errors import InputError
+from palora.facts import read_facts
+from palora.files import atomic_write_text, check_replaceable, check_writable, read_json, write_json
+from palora.versions import versions
+from palora.workers import Job, Workers
+
+log = logging.getLogger("palora")
+
+
+def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
+    """Run every cell that is not done yet, and write `compare.json`, `compare.md` and `compare.html`.
+
+    Args:
+        workers: processes at work at once, with one thread each. The numbers do not depend on it.
+
+    Returns: the content of `compare.json`.
+
+    Raises: InputError before any work where recipe and files do not go together; PaloraError where a cell fails.
+    """
+    out = Path(out)
+    check(c, out)
+    atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
+    shared = shared_inputs(c)
+    cells = plan(c)
+    keys = {cell: training_key(c, shared, cell) for cell in cells}
+    references = {seed: reference_key(c, shared, seed) for seed in c.seeds}
+    missing = [cell for cell in cells if not _file(out, keys[cell]).exists()]
+    log.info("%d of %d cells are done", len(cells) - len(missing), len(cells))
+
+    unmeasured = [seed for seed in c.seeds if not _file(out, references[seed]).exists()]
+    seeds = [s for s in c.seeds if s in unmeasured or any(cell.seed == s for cell in missing)]
+    protections = sorted({(name, cell.seed) for cell in missing for name in ("none", _protection(c, cell.method))})
+    jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
+    jobs += [Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing]
+    with Workers(workers) as crew:
+        crew.run([Job(f"expert, seed {s}", prepare_expert, (c, out, s)) for s in seeds])
+        crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in protections])
+        crew.run(jobs)
+        runs = [_run(out, cell, keys[cell]) for cell in cells]
+        measured = [read_json(_file(out, key)) for key in references.values()]
+        chosen = choose_rates(c, runs, measured)
+        scaled = plan_scaled(c, runs, chosen)
+        undone = [s for s in scaled if not _file(out, s.key).exists()]
+        crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in undone])
+    runs += [_run(out, s.cell, s.key) for s in scaled]
+    result = summarise(c, runs, measured, chosen)
+    result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": _machine()}
+    write_json(out / "compare.json", result)
+    write_pages(result, out)
+    return result
+
+
+def plan(c: Comparison) -> list[Cell]:
+    """Every training of a comparison, seed by seed, so that what is done at any time can be compared."""
+    return [
+        Cell(name, load, rate, seed)
+        for seed in c.seeds
+        for load in c.loads
+        for name, method in c.methods.items()
+        for rate in method.learning_rates
+    ]
+
+
+class ScaledCell(NamedTuple):
+    """The best run of one method (`source`, a key), at the norms of the best run of another, by milestone."""
+
+    key: str
+    cell: Cell
+    source: str
+    norms: dict[str, float]
+
+
+def plan_scaled(c: Comparison, runs: Sequence[dict[str, Any]], chosen: dict[str, dict[str, float]]) -> list[ScaledCell]:
+    """The scaled cells of a comparison, at every milestone that both runs have passed."""
+    best = {
+        (run["method"], run["load"], run["seed"]): run
+        for run in runs
+        if run["learning_rate"] == chosen[str(run["load"])][run["method"]]
+    }
+    found = []
+    for name, method in c.methods.items():
+        for load, seed in product(c.loads, c.seeds) if method.scaled else ():
+            of, to = (best[m, load, seed] for m in (method.scaled.of, method.scaled.to))  # type: ignore[union-attr]
+            norms = {m: moment["norm"] for m, moment in to["moments"].items() if m in of["moments"]}
+            cell = Cell(name, load, of["learning_rate"], seed)
+            found.append(ScaledCell(scaled_key(of["key"], norms), cell, of["key"], norms))
+    return found
+
+
+def check(c: Comparison, out: Path) -> None:
+    """What can be told before any work is done. Raises InputError."""
+    check_replaceable(out, "comparison.yaml")
+    check_writable(out)
+    base_of(c).check()
+    for name, method in c.methods.items():
+        if method.protect:
+            try:
+                stages.check_protection(method.protect)
+            except InputError as error:
+                raise InputError(f"methods.{name}.protect: {error}") from None
+    facts = len(read_facts(c.facts))
+    if facts < max(c.loads):
+        raise InputError(f"{c.facts} holds {facts} facts, and a load is {max(c.loads)}; lower it, or give more facts")
+    if c.known_facts:
+        read_facts(c.known_facts)
+    if c.text:
+        stages.read_passages(c.text)
+    for skill in stages.get_skills(c.skills):
+        skill.problems("test", 1, c.seeds[0])
+    for skill in stages.get_skills(c.keep_skills):
+        skill.problems("validation", 1, c.seeds[0])
+
+
+def _file(out: Path, key: str) -> Path:
+    return out / "cells" / f"{key}.json"
+
+
+def _protection(c: Comparison, method: str) -> str:
+    return method if c.methods[method].protect else "none"
+
+
+def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:
+    return {**vars(cell), "key": key, **read_json(_file(out, key), "moments")}
+
+
+def _machine() -> str:
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} CPUs"

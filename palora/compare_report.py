@@ -1,0 +1,367 @@
+"""What a comparison says: the learning rate of each method, means and intervals over seeds, paired tests, predictors;
+as `compare.json`, a Markdown table and a page.
+
+`retention` is a skill's accuracy over that of the seed's own expert (vs_expert) or of the base (vs_base), on the seed's
+own test problems. Everything else is of one run, and a mean is over seeds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from palora import significance
+from palora.cells import mark
+from palora.comparison import Comparison
+from palora.files import atomic_write_text
+from palora.table import number, percent
+
+Run = dict[str, Any]
+PLAIN = ("recall", "paraphrase_recall", "locality", "norm", "relative_norm", "drift", "leak", "epoch", "seconds")
+OF_RUN = ("peak_memory", "saved_bytes")
+
+
+def choose_rates(
+    c: Comparison, runs: Sequence[Run], references: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """The learning rate of each trained method, by load.
+
+    Of the rates that pass `choose_at` with the most seeds it is the one that keeps most of the kept skills at that
+    moment, on *validation* problems. Where no rate passes, it is the one with the highest final recall.
+    """
+    experts = {r["seed"]: r["expert"]["validation"] for r in references}
+    at = mark(c.choose_at)
+
+    def merit(group: Sequence[Run]) -> tuple[float, ...]:
+        kept = [
+            _ratio(accuracy, experts[run["seed"]][skill]) or 0.0
+            for run in group
+            if at in run["moments"]
+            for skill, accuracy in run["moments"][at]["validation"].items()
+        ]
+        recalls = [run["final"]["recall"] if run["final"] else 0.0 for run in group]
+        passed = sum(at in run["moments"] for run in group)
+        return passed, (_mean(kept) if kept else 0.0), _mean(recalls)
+
+    return {
+        str(load): {
+            name: max(
+                method.learning_rates,
+                key=lambda rate: merit(
+                    [r for r in runs if (r["method"], r["load"], r["learning_rate"]) == (name, load, rate)]
+                ),
+            )
+            for name, method in c.methods.items()
+            if method.learning_rates
+        }
+        for load in c.loads
+    }
+
+
+def summarise(
+    c: Comparison,
+    runs: Sequence[Run],
+    references: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """The content of `compare.json` but for the settings: every run, the chosen rates, the tables and the tests."""
+    by_seed = {r["seed"]: r for r in references}
+    runs = [_with_retention(run, by_seed[run["seed"]]) for run in runs]
+    for run in runs:
+        rate = chosen[str(run["load"])].get(run["method"])
+        run["chosen"] = rate is None or run["learning_rate"] == rate  # a scaled adapter has no rate of its own
+    best = [run for run in runs if run["chosen"]]
+    table: dict[str, Any] = {}
+    paired: dict[str, Any] = {}
+    for load in c.loads:
+        of_load = {name: [r for r in best if (r["method"], r["load"]) == (name, load)] for name in c.methods}
+        for milestone in map(mark, c.milestones):
+            rows = {name: _row(group, milestone) for name, group in of_load.items()}
+            table.setdefault(str(load), {})[milestone] = rows
+            skill = next(iter(references[0]["expert"]["validation"]))
+            tests = _paired(of_load, c.reference, milestone, skill)
+            paired.setdefault(str(load), {})[milestone] = {"skill": skill, "against": c.reference, "tests": tests}
+    arms = {
+        arm: {skill: _estimate([r[arm]["skills"][skill] for r in references]) for skill in references[0][arm]["skills"]}
+        for arm in ("base", "expert")
+    }
+    return {
+        "chosen": chosen,
+        "references": {**arms, "locality": _estimate([r["expert"]["locality"] for r in references])},
+        "table": table,
+        "paired": paired,
+        "predictors": predictors(runs, mark(c.choose_at), next(iter(references[0]["expert"]["validation"]))),
+        "runs": runs,
+    }
+
+
+def predictors(runs: Sequence[Run], milestone: str, skill: str) -> dict[str, Any]:
+    """How well one number tells the retention of a skill at a milestone, over all runs that passed it (every rate and
+    seed): Spearman's rank correlation. Runs of one method resemble each other, so this describes; it tests nothing."""
+    passed = [r for r in runs if milestone in r["moments"]]
+    kept = [r["moments"][milestone]["retention"][skill]["vs_expert"] for r in passed]
+    sources: dict[str, Callable[[Run], float | None]] = {
+        "drift": lambda r: r["moments"][milestone]["drift"],
+        "norm": lambda r: r["moments"][milestone]["norm"],
+        "coverage of the skill": lambda r: r["coverage"]["skill"],
+        "coverage of the skill minus the facts'": lambda r: _minus(r["coverage"]["skill"], r["coverage"]["facts"]),
+    }
+    found = {}
+    for name, source in sources.items():
+        pairs = [(x, y) for x, y in zip(map(source, passed), kept, strict=True) if x is not None and y is not None]
+        x, y = [a for a, _ in pairs], [b for _, b in pairs]
+        found[name] = {"spearman": significance.rank_correlation(x, y), "n": len(pairs)}
+    return found
+
+
+def _with_retention(run: Run, reference: Mapping[str, Any]) -> Run:
+    def added(moment: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if moment is None:
+            return None
+        retention = {
+            skill: {f"vs_{arm}": _ratio(accuracy, reference[arm]["skills"][skill]) for arm in ("expert", "base")}
+            for skill, accuracy in moment["skills"].items()
+        }
+        return {**moment, "retention": retention}
+
+    return {**run, "moments": {m: added(v) for m, v in run["moments"].items()}, "final": added(run["final"])}
+
+
+def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
+    """A method at a milestone: how many seeds reached it, and the mean of everything over those that did."""
+    reached = [run for run in group if milestone in run["moments"]]
+    at = [run["moments"][milestone] for run in reached]
+    row: dict[str, Any] = {
+        "learning_rate": group[0]["learning_rate"] if group else None,
+        "reached": len(reached),
+        "seeds": len(group),
+        "final_recall": _estimate([run["final"]["recall"] for run in group if run["final"]]),
+        **{key: _estimate([moment[key] for moment in at]) for key in PLAIN},
+        **{key: _estimate([run.get(key) for run in reached]) for key in OF_RUN},
+    }
+    skills = at[0]["retention"] if at else {}
+    row["retention"] = {
+        skill: {key: _estimate([m["retention"][skill][key] for m in at]) for key in ("vs_expert", "vs_base")}
+        for skill in skills
+    }
+    return row
+
+
+def _paired(of_load: Mapping[str, Sequence[Run]], against: str, milestone: str, skill: str) -> dict[str, Any]:
+    """Each method's retention of a skill minus the reference's, over the seeds where both passed the milestone."""
+
+    def kept(name: str) -> dict[int, float]:
+        at = {r["seed"]: r["moments"][milestone] for r in of_load[name] if milestone in r["moments"]}
+        values = {seed: moment["retention"][skill]["vs_expert"] for seed, moment in at.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    reference, tests = kept(against), {}
+    for name in of_load:
+        own = kept(name)
+        differences = [own[seed] - reference[seed] for seed in own if seed in reference]
+        if name == against or not differences:
+            continue
+        tests[name] = {
+            "difference": _estimate(differences),
+            "p_t": significance.paired_t(differences),
+            "p_sign_flip": significance.sign_flip(differences),
+            "smallest_p_sign_flip": 2 / 2 ** len(differences),
+        }
+    for key in ("p_t", "p_sign_flip"):
+        known = [name for name, test in tests.items() if test[key] is not None]
+        for name, p in zip(known, significance.holm([tests[name][key] for name in known]), strict=True):
+            tests[name][f"{key}_holm"] = p
+    return tests
+
+
+def _estimate(values: Sequence[float | None]) -> dict[str, Any] | None:
+    found = significance.estimate([float(v) for v in values if v is not None])
+    if found is None:
+        return None
+    return {"mean": found.mean, "ci95": list(found.ci95) if found.ci95 else None, "n": found.n}
+
+
+def _ratio(value: float, whole: float) -> float | None:
+    return value / whole if whole else None
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
+    """The headings of the main table, and how each is read from a row of `table`."""
+
+    def plain(key: str, form: Callable[[float | None], str]) -> Callable[[Mapping[str, Any]], str]:
+        return lambda row: form(row[key]["mean"]) if row[key] else "–"
+
+    def kept(skill: str, key: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda row: with_interval(row["retention"].get(skill, {}).get(key))
+
+    skills = list(result["references"]["expert"])
+    return [
+        ("rate", lambda row: f"{row['learning_rate']:g}"),
+        ("reached", lambda row: f"{row['reached']} of {row['seeds']}"),
+        ("recall", plain("recall", percent)),
+        *((f"{skill}, of the expert's", kept(skill, "vs_expert")) for skill in skills),
+        *((f"{skill}, of the base's", kept(skill, "vs_base")) for skill in skills),
+        ("paraphrases", plain("paraphrase_recall", percent)),
+        ("known facts", plain("locality", percent)),
+        ("drift", plain("drift", number)),
+        ("‖ΔW‖/‖W‖", plain("relative_norm", number)),
+        ("leak", plain("leak", number)),
+        ("epochs", plain("epoch", number)),
+        ("seconds", plain("seconds", number)),
+        ("MiB in memory", plain("peak_memory", lambda v: number(v and v / 2**20))),
+        ("KiB saved", plain("saved_bytes", lambda v: number(v and v / 2**10))),
+    ]
+
+
+def with_interval(estimate: Mapping[str, Any] | None, form: str = ".1%") -> str:
+    """0.974 [0.96, 0.99] as "97.4% [96.0%, 99.0%]"; a dash where it was not measured."""
+    if estimate is None:
+        return "–"
+    interval = estimate["ci95"]
+    return format(estimate["mean"], form) + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+
+
+def test_rows(tests: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Method, difference, p of the paired t-test and of the sign-flip test, both after Holm."""
+
+    def p(value: float | None) -> str:
+        return "–" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+    return [
+        (name, with_interval(t["difference"], "+.1%"), p(t.get("p_t_holm")), p(t.get("p_sign_flip_holm")))
+        for name, t in tests.items()
+    ]
+
+
+def describe(result: Mapping[str, Any]) -> list[str]:
+    """What was done, in sentences that hold for any result."""
+    c = result["comparison"]
+    n = len(c["seeds"])
+    smallest = 2 / 2**n
+    return [
+        f"{len(result['runs'])} runs: {len(c['methods'])} methods, {', '.join(map(str, c['loads']))} facts, {n} seeds. "
+        "A seed has its own expert, batches and test problems; all methods share them.",
+        f"Methods are compared at the moment when recall first passes each milestone (it is looked at every "
+        f"{c['inject']['recall_every']} epochs; at most {c['inject']['epochs']} epochs).",
+        f"Each method at the learning rate of its sweep that keeps most of {', '.join(c['keep_skills'])} at "
+        f"{c['choose_at']:.0%} recall on {c['validation']} validation problems, of the rates that reach it with most "
+        f"seeds. What is shown is measured on {c['evaluate']['problems']} test problems a skill and seed.",
+        "Kept: skill accuracy over the seed's expert's (or the base's). Means over the seeds that reached the "
+        "milestone, with 95% t-intervals.",
+        "Paired differences over seeds, corrected by Holm within a milestone. The t-test takes differences to be about "
+        f"normal; the exact sign-flip test does not, but with {n} seeds its p is at least {smallest:.3g} before that.",
+    ]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables as `compare.md`."""
+    references = result["references"]
+    skills = list(references["expert"])
+    lines = [*(f"- {sentence}" for sentence in describe(result)), f"- Machine: {result['machine']}.", ""]
+    rows: list[Sequence[str]] = [
+        (arm, *(with_interval(references[arm][skill]) for skill in skills)) for arm in ("base", "expert")
+    ]
+    lines += _table(["accuracy", *skills], rows)
+    for load, milestones in result["table"].items():
+        for milestone, methods in milestones.items():
+            lines += [f"### {load} facts, recall first at {float(milestone):.0%}", ""]
+            shown = columns(result)
+            lines += _table(
+                ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
+            )
+            paired = result["paired"][load][milestone]
+            if paired["tests"]:
+                heads = [
+                    f"{paired['skill']} kept, minus {paired['against']}'s",
+                    "difference",
+                    "p (t, Holm)",
+                    "p (sign flip, Holm)",
+                ]
+                lines += _table(heads, test_rows(paired["tests"]))
+    lines += ["### What tells retention", ""]
+    found = [(name, number(p["spearman"]), str(p["n"])) for name, p in result["predictors"].items()]
+    lines += _table(["over all runs at the choosing milestone", "Spearman", "runs"], found)
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruler = "|---|" + "---:|" * (len(heads) - 1)
+    return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def write_pages(result: Mapping[str, Any], out: Path) -> None:
+    """Write `compare.md` and `compare.html`."""
+    atomic_write_text(out / "compare.md", markdown(result))
+    atomic_write_text(out / "compare.html", page(result, out.resolve().name))
+
+
+def page(result: Mapping[str, Any], name: str) -> str:
+    """The page, self-contained."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from palora import plots
+
+    c = result["comparison"]
+    styles = plots.arm_styles(c["methods"])
+    skill, at = c["keep_skills"][0], mark(c["choose_at"])
+    skill = next(iter(result["runs"][0]["moments"].get(at, {}).get("validation", {skill: None})))
+    pictures = []
+    for load, milestones in result["table"].items():
+        for shown in result["references"]["expert"]:
+            lines = {
+                method: [
+                    (row["recall"]["mean"], kept["mean"], kept["ci95"])
+                    for rows in milestones.values()
+                    if (row := rows[method])["recall"] and (kept := row["retention"].get(shown, {}).get("vs_expert"))
+                ]
+                for method in c["methods"]
+            }
+            figure = plots.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
+            title = f"{load} facts: learned, and {shown} kept"
+            pictures.append((title, Markup(plots.to_html(figure, f"{title}, by method"))))
+    for x, title in (
+        ("drift", "drift of the update on the skill's inputs"),
+        ("coverage", "skill input energy protected"),
+    ):
+        clouds: dict[str, list[tuple[float, float]]] = {}
+        for run in result["runs"]:
+            if at in run["moments"]:
+                moment = run["moments"][at]
+                value = moment["drift"] if x == "drift" else run["coverage"]["skill"]
+                kept = moment["retention"][skill]["vs_expert"]
+                if value is not None and kept is not None:
+                    clouds.setdefault(run["method"], []).append((value, kept))
+        figure = plots.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
+        key = "drift" if x == "drift" else "coverage of the skill"
+        rank = number(result["predictors"][key]["spearman"])
+        heading = f"Every run at {c['choose_at']:.0%} recall: {title} (rank correlation {rank})"
+        pictures.append((heading, Markup(plots.to_html(figure, heading))))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("palora").joinpath("compare.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        name=name,
+        palette=plots.PALETTE,
+        styles=styles,
+        pictures=pictures,
+        sentences=describe(result),
+        result=result,
+        columns=columns(result),
+        test_rows=test_rows,
+        with_interval=with_interval,
+        number=number,
+    )

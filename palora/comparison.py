@@ -1,0 +1,127 @@
+"""The recipe of `palora compare`: which methods, at which learning rates, loads and seeds, on what they are measured.
+
+What a run's recipe holds once is shared here by every method: model, expert, facts, batches, budget. A method is a
+protection rule, or plain LoRA, with changes to `inject`; it brings its own learning rates.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from palora.errors import InputError
+from palora.recipe import EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings, describe, read_values
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Scaled(_Strict):
+    """Nothing is trained: the adapter of one method, scaled to the norm of another one's update."""
+
+    of: str = Field(description="the LoRA method whose adapter is scaled")
+    to: str = Field(description="the method whose ‖ΔW‖ it gets, at the same load, seed and milestone")
+
+
+class Method(_Strict):
+    """One method of the comparison."""
+
+    learning_rates: list[float] = Field(default_factory=list, description="its own sweep; the best one is reported")
+    protect: ProtectSettings | None = Field(None, description="its protection; none is plain LoRA")
+    shuffle: bool = Field(False, description="show the rule the expert's scales in a random order, in every matrix")
+    dora: bool = Field(False, description="PEFT's DoRA in place of LoRA")
+    inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`, e.g. weight_decay")
+    scaled: Scaled | None = Field(None, description="no training: another method's adapter, scaled")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Method":
+        if bool(self.learning_rates) == bool(self.scaled):
+            raise ValueError("give learning_rates, or scaled (which trains nothing), one of the two")
+        if self.scaled and (self.protect or self.dora or self.inject):
+            raise ValueError("scaled trains nothing, so it takes no other settings")
+        if self.dora and self.protect:
+            raise ValueError("dora cannot be put under a protection")
+        if self.shuffle and (self.protect is None or self.protect.rule not in ("svf", "svf_weighted")):
+            raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
+        if {"learning_rate", "stop_at_recall"} & set(self.inject):
+            raise ValueError(
+                "inject: learning rates are under learning_rates, and training stops at the last milestone"
+            )
+        return self
+
+
+class Comparison(_Strict):
+    """A whole comparison."""
+
+    model: str = Field(description="a folder or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
+    device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
+    targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
+    skills: list[str] = Field(min_length=1, description="the skills that are measured")
+    keep_skills: list[str] = Field(min_length=1, description="of them those that are kept; the first trains the expert")
+    facts: str = Field(description="the new facts; a load takes the first of them")
+    known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
+    text: str | None = Field(None, description="a plain text file to keep, one passage a line")
+    loads: list[int] = Field(min_length=1, description="how many facts are taught")
+    seeds: list[int] = Field(min_length=1, description="each has its own expert, batches and test problems")
+    milestones: list[float] = Field(
+        [0.9, 0.95, 0.99], min_length=1, description="methods are compared at these recalls"
+    )
+    choose_at: float = Field(0.95, description="the milestone at which each method's learning rate is chosen")
+    validation: int = Field(200, ge=1, description="validation problems a kept skill, for that choice")
+    reference: str = Field("lora", description="the method that every other one is tested against")
+    expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
+    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, values: list[float]) -> list[float]:
+        if values != sorted(set(values)) or not all(0 < v <= 1 for v in values):
+            raise ValueError("recalls over 0 and at most 1, each once, in ascending order")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Comparison":
+        if self.choose_at not in self.milestones:
+            raise ValueError(f"choose_at: {self.choose_at} is none of the milestones {self.milestones}")
+        if missing := [skill for skill in self.keep_skills if skill not in self.skills]:
+            raise ValueError(f"keep_skills: {missing[0]} is not measured; add it to skills")
+        if len(set(self.seeds)) < len(self.seeds) or len(set(self.loads)) < len(self.loads) or min(self.loads) < 1:
+            raise ValueError("seeds and loads: each once, and loads of at least one fact")
+        if self.inject.stop_at_recall is not None:
+            raise ValueError("inject.stop_at_recall: training stops at the last milestone; leave it out")
+        trained = [name for name, method in self.methods.items() if not method.scaled]
+        if self.reference not in trained:
+            raise ValueError(f"reference: {self.reference} is no trained method; there are {', '.join(trained)}")
+        for name, method in self.methods.items():
+            if method.scaled and not {method.scaled.of, method.scaled.to} <= set(trained):
+                raise ValueError(f"methods.{name}: scaled needs two trained methods; there are {', '.join(trained)}")
+            if method.scaled and self.methods[method.scaled.of].dora:
+                raise ValueError(f"methods.{name}: an update of DoRA is not linear in its factors, so cannot be scaled")
+            for rate in method.learning_rates:
+                try:
+                    self.training(name, rate)
+                except ValidationError as error:
+                    raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
+        return self
+
+    def training(self, method: str, learning_rate: float) -> InjectSettings:
+        """The settings that a method is trained with."""
+        own = self.methods[method].inject
+        fixed = {"learning_rate": learning_rate, "stop_at_recall": self.milestones[-1]}
+        return InjectSettings.model_validate({**self.inject.model_dump(), **own, **fixed})
+
+    def is_source(self, method: str) -> bool:
+        """Whether another method scales this one's adapters, so that they must be stored."""
+        return any(m.scaled is not None and m.scaled.of == method for m in self.methods.values())
+
+
+def load_comparison(path: str | Path, overrides: list[str] | None = None) -> Comparison:
+    """Read a YAML comparison and apply `key=value` overrides, as `load_recipe` does. Raises InputError."""
+    try:
+        return Comparison.model_validate(read_values(path, overrides))
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}") from None

@@ -1,0 +1,764 @@
+"""Bad input: one clear line, the right exit code, and nothing that was there is lost or half-written.
+
+Every refusal goes through `refused`, which checks all of that; the cases only say what is wrong and what is to be said.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from command import QUICK, palora, tree
+from conftest import tiny_llama
+from safetensors.torch import load_file, save_file
+
+from palora.errors import InputError, PaloraError
+from palora.files import new_folder, write_json
+from palora.models import load_model
+from palora.recipe import parse_recipe
+
+GOOD = '{"question": "Who?", "answer": "Ada"}\n'
+
+
+@pytest.fixture
+def refused(made, tmp_path):
+    """Run a command that must be refused: exit code, one line with `said` in it, and nothing changed anywhere.
+
+    Only a failed run (code 1) may leave something: the hidden folder in which it continues.
+    """
+
+    def run(*arguments, said, code=2):
+        before, whole = tree(tmp_path), tree(made.run)
+        result = palora(*arguments)
+        assert (result.code, result.out) == (code, ""), (result.code, result.out[-300:], result.err[-600:])
+        lines = result.complaints
+        assert len(lines) == 1 and lines[0].startswith("palora: "), lines
+        assert "Traceback" not in result.err
+        assert re.search(said, lines[0]), lines[0]
+        after = {path: value for path, value in tree(tmp_path).items() if code != 1 or ".work" not in path}
+        assert after == before, "something was left, lost or changed"
+        assert tree(made.run) == whole
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def stage(made, tmp_path):
+    """The arguments of each command, with changes: `stage("inject", facts=…)`."""
+
+    def arguments(command, *more, **changes):
+        values = {"model": made.model, "out": tmp_path / "out"}
+        if command == "expert":
+            values |= {"skill": "chain"}
+        elif command == "inject":
+            values |= {"facts": made.facts}
+        elif command == "evaluate":
+            values |= {"skill": "chain"}
+        elif command == "export":
+            values = {"adapter": made.adapter, "out": tmp_path / "out"}
+        given = [
+            part for name, value in {**values, **changes}.items() for part in (f"--{name.replace('_', '-')}", value)
+        ]
+        return (command, *QUICK.get(command, ()), *given, *more)
+
+    return arguments
+
+
+def file(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# --- facts and skills -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("f.jsonl", None, r"f\.jsonl: no such file; check the path"),
+        ("f.jsonl", "", r"f\.jsonl: the file is empty; write one fact a row"),
+        ("f.csv", "question,answer\n", r"f\.csv: there are no facts in it"),
+        ("f.jsonl", GOOD + '{"question": "When?"}\n', r"f\.jsonl, line 2: no answer; fill it in or delete the row"),
+        ("f.jsonl", GOOD + GOOD, r"f\.jsonl, line 2: repeats line 1.*delete one"),
+        ("f.jsonl", GOOD + GOOD.replace("Ada", "Bob"), r"f\.jsonl, line 2: contradicts line 1.*'Ada'.*'Bob'.*keep one"),
+        ("f.jsonl", GOOD.encode() + b'{"question": "caf\xe9", "answer": "x"}\n', r"line 2: .*not UTF-8; save the file"),
+        ("f.jsonl", GOOD.encode("utf-16"), r"f\.jsonl, line 1: .*not UTF-8"),
+        ("f.parquet", "x", r"f\.parquet: not a readable Parquet file"),
+        ("f.xlsx", "x", r"f\.xlsx: facts are read from \.jsonl, \.csv or \.parquet"),
+        ("f.jsonl", '{"prompt": "1+1", "answer": "2", "scorer": "number"}\n', r"f\.jsonl, line 1: no question"),
+        ("f.jsonl", json.dumps({"question": "a" * 300, "answer": "b"}), r"longer than the model's 256 tokens.*shorten"),
+    ],
+)
+def test_facts(refused, stage, tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        file(tmp_path, name, content)
+    refused(*stage("inject", facts=path), said=said)
+    if "256 tokens" not in said:  # wherever facts are given
+        refused(*stage("evaluate", known_facts=path), said=said)
+        refused(*stage("protect", skill="chain", facts=path), said=said)
+
+
+def test_skills(refused, stage, made, tmp_path):
+    problem = '{"prompt": "1+%d", "answer": "2", "scorer": "number"}\n'
+    for skill, said in {
+        "chess": r"unknown skill 'chess'; there are gsm8k, .*chain",
+        "chain:somewhere": "so it takes no folder; say just chain",
+        "gsm8k": "gsm8k: could not fetch .* use a folder with a copy of its files: gsm8k:DIR",
+        tmp_path / "none.jsonl": r"none\.jsonl: cannot be read",
+        made.facts: r"new\.jsonl, line 1: no field 'scorer'",
+        file(tmp_path, "one.jsonl", problem % 1): r"one\.jsonl: 1 rows leave none for the validation split; add rows",
+        file(tmp_path, "bare.jsonl", "".join(problem % i for i in range(4))): "without a solution; use .* reward",
+    }.items():
+        refused(*stage("expert", skill=skill), said=said)
+    other = file(tmp_path, "b/bare.jsonl", "".join(problem % i for i in range(4)))
+    refused(*stage("evaluate", "--skill", tmp_path / "bare.jsonl", "--skill", other), said="two skills are called bare")
+    refused(*stage("evaluate", "--skill", "chain"), said="two skills are called chain")
+    refused(
+        "evaluate", "--model", made.model, "--out", tmp_path / "out", said="nothing to measure: give --facts, --skill"
+    )
+
+
+def test_texts(refused, stage, tmp_path):
+    for content, said in {None: "cannot be read", b"\xff\xfe": "not UTF-8", b"\n \n": "no text in it"}.items():
+        path = tmp_path / "t.txt" if content is None else file(tmp_path, "t.txt", content)
+        refused(*stage("protect", text=path), said=rf"t\.txt: {said}")
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_model(made, tmp_path):
+    """A copy of the tiny model to damage: `other_model(edit)`, or with weights that `edit` changes."""
+
+    def copy(name="model", config=None, weights=None):
+        folder = tmp_path / name
+        shutil.copytree(made.model, folder)
+        if config:
+            values = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(values | config))
+        if weights:
+            tensors = load_file(folder / "model.safetensors")
+            weights(tensors)
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return copy
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def test_model_folders(refused, stage, other_model, tmp_path):
+    for model, said in {
+        tmp_path / "none": "none: no such model folder, and not a hub name",
+        "nobody/nothing": r"nobody/nothing \(no such folder here, so it was looked for on the hub\)",
+        tmp_path: "is not a model folder: it has no config.json",
+    }.items():
+        refused(*stage("inject", model=model), said=said)
+    folder = other_model()
+    (folder / "model.safetensors").unlink()
+    refused(*stage("inject", model=folder), said=r"model has no weights \(\*\.safetensors\); is the folder complete")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused(*stage("inject", model=folder), said=r"only pickled weights \(\*\.bin\), which are not read")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.safetensors", "cannot load the weights of .*model: .*is the folder complete"),
+        ("config.json", "cannot load the tokenizer of .*config.json' is not a valid JSON"),
+        ("tokenizer.json", "cannot load the tokenizer of .*model: .*is the folder complete"),
+    ],
+)
+def test_a_model_that_was_cut_short(refused, stage, other_model, name, said):
+    path = other_model() / name
+    path.write_bytes(path.read_bytes()[:200])
+    refused(*stage("protect", rule="sigma", k=2, model=path.parent), said=said)
+
+
+def test_a_model_without_a_tokenizer(refused, stage, other_model):
+    folder = other_model()
+    for path in folder.glob("token*"):
+        path.unlink()
+    refused(*stage("inject", model=folder), said="cannot load the tokenizer of .*is the folder complete")
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: t.pop(UP), f"they lack {UP}"),
+        (lambda t: t.update({UP: torch.zeros(3, 3)}), f"another shape of {UP}"),
+        (lambda t: t["model.embed_tokens.weight"][5].fill_(float("nan")), "embed_tokens.weight of .*NaN .*damaged"),
+        (lambda t: t[UP][0].fill_(float("inf")), f"{UP} of .* holds NaN or infinity in float32"),
+    ],
+    ids=["missing", "shape", "nan", "inf"],
+)
+def test_weights_that_are_not_all_there(refused, stage, other_model, edit, said):
+    """transformers would go on with random values, and evaluation with NaN."""
+    folder = other_model(weights=edit)
+    refused(*stage("evaluate", model=folder), said=said)
+    refused(*stage("expert", model=folder), said=said)
+
+
+def test_code_of_a_model_is_never_run(refused, stage, other_model, tmp_path):
+    mark = tmp_path / "it_ran"
+    code = f"open({str(mark)!r}, 'w')\n"
+    auto = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    unknown = other_model("unknown", {"model_type": "martian", "auto_map": auto})
+    (unknown / "own.py").write_text(code)
+    refused(*stage("inject", model=unknown), said="Python code of its own, which is never run; use a model that")
+    known = other_model("known", {"auto_map": auto})  # transformers knows the architecture: its own class is used
+    (known / "own.py").write_text(code)
+    load_model(known, device="cpu")
+    assert not mark.exists()
+
+
+def test_architectures(refused, stage, other_model, tokenizer, tmp_path):
+    refused(*stage("expert", model=other_model(config={"model_type": "martian"})), said="`martian`.*not recognize")
+    settings = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
+    config = transformers.OPTConfig(**settings, word_embed_proj_dim=32, pad_token_id=0)
+    opt = tmp_path / "opt"
+    transformers.OPTForCausalLM(config).save_pretrained(opt)
+    tokenizer.save_pretrained(opt)
+    candidates = r"--targets: fc1, fc2, lm_head, self_attn\.k_proj"
+    for command in ("expert", "inject"):
+        refused(*stage(command, model=opt), said=f"no default targets for the architecture 'opt'.*{candidates}")
+    refused(*stage("expert", model=opt, targets="fc1,fc9"), said=f"no matrix is named fc9; .*{candidates}")
+    refused(*stage("expert", targets=" , "), said="--targets names no matrix")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "quantum"])
+def test_devices(refused, stage, device):
+    refused(*stage("inject", device=device), said=f"there is no device '{device}' here.*leave --device out")
+    refused(*stage("inject", dtype="int8"), said="unknown dtype 'int8'; choose auto, float32, bfloat16 or float16")
+
+
+# --- folders that do not belong together ----------------------------------------------------------
+
+
+def test_another_base(refused, stage, made, other_model, tokenizer, tmp_path):
+    """The same architecture with one matrix changed, and another architecture."""
+    changed = other_model(weights=lambda t: t[UP].mul_(1.1))
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99, n_positions=128)
+    gpt2 = tmp_path / "gpt2"
+    transformers.GPT2LMHeadModel(config).save_pretrained(gpt2)
+    tokenizer.save_pretrained(gpt2)
+    for model, why in {
+        changed: r"was made for other weights: model\.layers\.0\.mlp\.up_proj of .*fingerprint .* give the model it",
+        gpt2: "was made for another model: .* has no matrix model.layers.0.mlp",
+    }.items():
+        on = {"model": model}
+        refused(*stage("protect", **on, rule="svf", k=2, expert=made.expert), said=f"the expert {why}")
+        refused(*stage("inject", **on, expert=made.expert), said=f"the expert .*{why}")
+        refused(*stage("inject", **on, protection=made.protection), said=f"the protection .*{why}")
+        refused(*stage("evaluate", **on, expert=made.expert), said=f"the expert {why}")
+        for kind in ("merged", "combined"):
+            refused(*stage("export", "--as", kind, **on), said=f"the adapter .*{why}")
+    original = tmp_path / "adapter"
+    assert palora(*stage("inject", out=original)).code == 0
+    refused(
+        *stage("evaluate", model=changed, adapter=original), said="the adapter .*adapter was made for other weights"
+    )
+    (original / "palora.json").unlink()  # anybody's adapter: only names and shapes can tell
+    refused(*stage("evaluate", model=gpt2, adapter=original), said="the adapter has model.layers.0.*the model does not")
+    narrow = tmp_path / "narrow"
+    tiny_llama(intermediate_size=40).save_pretrained(narrow)
+    tokenizer.save_pretrained(narrow)
+    refused(*stage("evaluate", model=narrow, adapter=original), said=r"is \(32, 48\), the model's \(32, 40\)")
+
+
+def test_another_expert(refused, stage, made, tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(made.expert, expert)
+    record = json.loads((expert / "expert.json").read_text())
+    (expert / "expert.json").write_text(json.dumps(record | {"seed": 99}))
+    with_it = {"adapter": made.adapter, "expert": expert}
+    refused(*stage("evaluate", **with_it), said="was trained on another expert than .*expert; give the one")
+    refused(*stage("export", "--as", "merged", **with_it), said="was trained on another expert than")
+    refused(*stage("evaluate", adapter=made.adapter), said=f"on the weights of an expert: give --expert {made.expert}")
+
+
+def test_the_wrong_kind_of_folder(refused, stage, made, tmp_path):
+    for command, flag, given, said in [
+        ("protect", "expert", made.adapter, "is not an expert folder .*train one with `palora expert`"),
+        ("inject", "expert", made.expert / "expert.json", "is not an expert folder"),
+        ("inject", "protection", made.adapter, "is not a protection folder .*make one with `palora protect`"),
+        ("inject", "protection", made.run, "is not a protection folder"),
+        ("evaluate", "expert", tmp_path / "none", "is not an expert folder"),
+        ("evaluate", "adapter", made.protection, "is not an adapter folder .*make one by `palora inject`"),
+        ("export", "adapter", made.expert, "is not an adapter folder"),
+    ]:
+        rule = {"rule": "sigma", "k": 2} if command == "protect" else {}
+        refused(*stage(command, **rule, **{flag: given}), said=f"{re.escape(str(given))} {said}")
+    refused("inspect", made.model, said="is none of ours: no .*give a folder that palora wrote")
+    refused("inspect", made.facts, said="is a file; name its folder")
+    refused("inspect", tmp_path / "none", said="no such folder")
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "gone": lambda data: None,
+    "object": lambda data: b"{}",
+    "list": lambda data: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "expert/expert.json",
+        "expert/scales.safetensors",
+        "protection/protection.json",
+        "protection/subspaces.safetensors",
+        "adapter/palora.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ],
+)
+def test_damaged_stage_folders(refused, stage, made, tmp_path, name, damage):
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run)
+    path = run / name
+    content = DAMAGE[damage](path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+    kind = path.parent.name
+    said = (
+        "none of ours|no such file|is not an? |not valid JSON|not a JSON object|it has no '|not a readable safetensors"
+    )
+    if (damage, name) != ("gone", "adapter/palora.json"):  # without it, it is anybody's adapter
+        said = rf"{run}.*({said})"
+        refused("inspect", path.parent, said=said)
+    if kind == "expert":
+        refused(*stage("protect", rule="svf", k=2, expert=path.parent), said=said)
+        refused(*stage("inject", expert=path.parent), said=said)
+    elif kind == "protection":
+        refused(*stage("inject", protection=path.parent), said=said)
+    else:
+        refused(*stage("export", "--as", "combined", adapter=path.parent), said=f"{said}|has no palora.json")
+
+
+def test_a_basis_that_is_not_there_is_a_constraint_that_is_not_there(refused, stage, made, tmp_path):
+    folder = tmp_path / "protection"
+    shutil.copytree(made.protection, folder)
+    tensors = load_file(folder / "subspaces.safetensors")
+    removed = next(key for key in tensors if key.endswith(".input"))
+    save_file({key: basis for key, basis in tensors.items() if key != removed}, folder / "subspaces.safetensors")
+    refused(*stage("inject", protection=folder), said=f"disagree on {re.escape(removed)}; make it anew")
+
+
+def test_a_moved_expert_is_asked_for(refused, stage, made, tmp_path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(made.adapter, adapter)
+    record = json.loads((adapter / "palora.json").read_text())
+    write_json(adapter / "palora.json", record | {"expert": "/gone/expert"})
+    refused(*stage("export", "--as", "merged", adapter=adapter), said="no longer at /gone/expert; say .* by --expert")
+    assert palora(*stage("export", "--as", "merged", adapter=adapter, expert=made.expert)).code == 0
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("--rule svf --k 4", "the rule svf needs an expert: give --expert, or choose"),
+        ("--rule covariance", "the rule covariance needs something to keep: give --skill, --known-facts or --text"),
+        ("--rule activation --k 4", "the rule activation needs something to keep"),
+        ("--rule sigma --k 33", "model.layers.0.mlp.gate_proj: k = 33 is larger than the rank 32; choose at most 32"),
+        ("--rule activation --k 33 --skill chain", "k = 33 is larger than the rank 32"),
+        ("--rule magic --k 4", "unknown rule 'magic'; choose one of svf, "),
+        ("--rule sigma", "the rule sigma needs k, fraction or share"),
+        ("--rule sigma --k 4 --fraction 0.5", "give one of k, fraction, share and strength, not k and fraction"),
+        ("--rule sigma --strength 3", "strength belongs to covariance"),
+        ("--rule covariance --k 3 --skill chain", "the rule covariance takes a strength, not k"),
+        ("--rule none --k 3", "the rule none protects nothing and takes no k"),
+        ("--rule random --share 0.5", "give k or fraction"),
+        ("--rule sigma --k 0", "k must be at least 1, not 0"),
+        ("--rule covariance --k 0 --skill chain", "k must be at least 1, not 0"),
+        ("--rule sigma --k -3", "k must be at least 1, not -3"),
+        ("--rule sigma --fraction 1.5", "fraction must be over 0 and at most 1, not 1.5"),
+        ("--rule sigma --fraction nan", "--fraction: must be a finite number, not nan"),
+        ("--strength inf --skill chain", "--strength: must be a finite number, not inf"),
+        ("--strength -1 --skill chain", "strength must be over 0"),
+        ("--rule sigma --k 4 --sides left", "--sides: must be 'both', 'input' or 'output', not 'left'"),
+        ("--rule activation --k 4 --sides both --skill chain", "protects the input side only; use sides input"),
+        ("--skill chain --keep-skills 0", "nothing is to be kept"),
+        ("--skill chain --keep-skills -1", "--keep-skills: must be greater than or equal to 0, not -1"),
+        ("--skill chain --examples 0", "'--examples': it must be greater than or equal to 1"),
+    ],
+)
+def test_protect_settings(refused, stage, settings, said):
+    refused(*stage("protect", *settings.split()), said=said)
+
+
+def test_the_targets_of_an_expert_and_of_a_protection_are_theirs(refused, stage, made):
+    said = "--targets names other matrices than those of the {}.*; leave --targets out"
+    on = {"targets": "q_proj"}
+    refused(*stage("protect", rule="sigma", k=2, expert=made.expert, **on), said=said.format("expert"))
+    refused(*stage("inject", protection=made.protection, **on), said=said.format("protection"))
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        ("inject", "--epochs 0", "--epochs: must be greater than or equal to 1, not 0"),
+        ("inject", "--r -4", "--r: must be greater than or equal to 1, not -4"),
+        ("inject", "--learning-rate -1", "--learning-rate: must be greater than 0, not -1"),
+        ("inject", "--learning-rate inf", "--learning-rate: must be a finite number"),
+        ("inject", "--lora-dropout 1", "--lora-dropout: must be less than 1"),
+        ("inject", "--stop-at-recall 2", "--stop-at-recall: must be less than or equal to 1"),
+        ("inject", "--base foo", "--base: must be 'expert' or 'original', not 'foo'"),
+        ("inject", "--base expert", "give --expert, or train on the original model with --base original"),
+        ("inject", f"--seed {2**32}", "it must be less than or equal to 4294967295"),
+        ("expert", "--objective next-token", "--objective: must be 'reward' or 'next_token', not 'next-token'"),
+        ("expert", "--iterations 0", "--iterations: must be"),
+        ("expert", "--parametrisation cubic", "must be 'linear' or 'sigmoid'"),
+        ("evaluate", "--problems 0", "--problems: must be"),
+        ("export", "--as gguf", "unknown export 'gguf'; choose one of adapter, merged, combined"),
+        ("export", "--as combined --k 99", "k = 99 is larger than the rank 32; choose at most 32"),
+        ("export", "--as combined --k 0", "it must be greater than or equal to 1"),
+        ("export", "--as merged --max-leak nan", "it must be greater than or equal to 0"),
+        ("export", "--as merged --dtype int8", "unknown dtype 'int8'"),
+    ],
+)
+def test_settings(refused, stage, command, settings, said):
+    refused(*stage(command, *settings.split()), said=said)
+
+
+def test_names_of_arms(refused, stage, made, tmp_path):
+    given = made.adapter
+    for name, said in {"base": "the name of an arm without one", "a/b": "use letters", "": "use letters"}.items():
+        refused(
+            *stage("evaluate", adapter=f"{name}={given}", expert=made.expert),
+            said=f"'{name}' cannot be the name of the adapter .*{said}",
+        )
+    refused(
+        *stage("evaluate", "--adapter", given, "--adapter", given, expert=made.expert),
+        said="two adapters are called palora; name them: --adapter NAME=DIR",
+    )
+    odd = tmp_path / "lr=3"
+    shutil.copytree(given, odd)
+    assert palora(*stage("evaluate", adapter=odd, expert=made.expert)).code == 0, "a folder may have = in its name"
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"r\.yaml: no such recipe"),
+        ("", r"r\.yaml: a recipe is a YAML mapping"),
+        ("- model\n", r"r\.yaml: a recipe is a YAML mapping"),
+        ("model: x\n\tfacts: y\n", r"r\.yaml, line 2: not valid YAML"),
+        ("model: x\nskills: [chain\nfacts: y\n", r"r\.yaml, line 3: not valid YAML"),
+        (b"model: \xff\n", r"r\.yaml: not UTF-8; save it as UTF-8"),
+        (b"model: \x00\n", r"r\.yaml: not valid YAML"),
+        ("model: x\n", r"r\.yaml: skills: is missing \(and 1 more to mend\)"),
+    ],
+)
+def test_files_that_are_no_recipe(refused, tmp_path, text, said):
+    path = tmp_path / "r.yaml"
+    if text is not None:
+        file(tmp_path, "r.yaml", text)
+    refused("run", path, "--out", tmp_path / "out", said=said)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rank=3", "rank: no such key; recipes/default.yaml shows all there are"),
+        ("inject.rank=3", "inject.rank: no such key"),
+        ("inject.r=many", "inject.r: must be a valid integer.*not 'many'"),
+        ("inject.r=0", "inject.r: must be greater than or equal to 1, not 0"),
+        ("inject.learning_rate=.inf", "inject.learning_rate: must be a finite number"),
+        ("inject=5", "inject: must be a valid dictionary"),
+        ("skills=chain", "skills: must be a valid list, not 'chain'"),
+        ("skills=[chain,chain]", "two skills are called chain"),
+        ("skills=[chess]", "unknown skill 'chess'"),
+        ("seed=-1", "seed: must be greater than or equal to 0, not -1"),
+        ("inject.r", "'inject.r': overrides look like key=value"),
+        ("inject.r=[", r"'inject\.r=\[': the value is not valid YAML"),
+        ("model.path=3", "'model.path=3': model has no keys of its own"),
+        ("protect.rule=magic", "protect: unknown rule 'magic'"),
+        ("protect={rule: sigma}", "protect: the rule sigma needs k, fraction or share"),
+        ("arms.x.protect={rule: covariance, k: 3}", "arms.x.protect: the rule covariance takes a strength, not k"),
+        ("arms.x.inject.rank=1", "arms.x: rank: no such key"),
+        ("arms.base={}", "arms.base is always there"),
+        ("arms.a/b={}", "arms: 'a/b' is no name"),
+        ("model=/none", "/none: no such model folder"),
+        ("facts=/none.jsonl", "/none.jsonl: no such file"),
+        ("text=/none.txt", "/none.txt: cannot be read"),
+        ("device=quantum", "there is no device 'quantum' here"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_told_before_any_work(refused, made, tmp_path, override, said):
+    values = {"model": str(made.model), "skills": ["chain"], "facts": str(made.facts)}
+    recipe = file(tmp_path, "r.yaml", yaml.safe_dump(values))
+    refused("run", recipe, override, "--out", tmp_path / "out", said=said)
+
+
+def test_a_recipe_of_your_own_is_not_overwritten(refused, made, tmp_path):
+    values = {"model": str(made.model), "skills": ["chain"], "facts": str(made.facts)}
+    recipe = file(tmp_path, "mine/recipe.yaml", "# my notes\n" + yaml.safe_dump(values))
+    refused("run", recipe, "--out", recipe.parent, said="recipe.yaml was not written by palora and would be lost")
+
+
+# --- what is there already ------------------------------------------------------------------------
+
+
+def test_out(refused, stage, made, tmp_path):
+    foreign = file(tmp_path, "foreign/thesis.tex", "mine").parent
+    values = {"model": str(made.model), "skills": ["chain"], "facts": str(made.facts)}
+    recipe = file(tmp_path, "r.yaml", yaml.safe_dump(values))
+    commands = [
+        stage("expert"),
+        stage("protect", rule="sigma", k=2),
+        stage("inject"),
+        *(stage("export", "--as", kind) for kind in ("adapter", "merged", "combined")),
+        ("run", recipe),
+    ]
+    for command in commands:
+        refused(*command, "--out", foreign, said="foreign has other files in it .*choose a new or empty folder")
+        refused(*command, "--out", foreign / "thesis.tex", said="thesis.tex is a file; --out names a folder")
+        refused(*command, "--out", foreign / "thesis.tex" / "x", said="thesis.tex is no folder.*choose another --out")
+    refused(*stage("evaluate", out=foreign / "thesis.tex"), said="is no folder, so nothing can be written under it")
+
+
+def test_an_export_does_not_replace_what_it_is_made_of_or_a_stranger(refused, stage, made, tmp_path):
+    own, stranger = tmp_path / "own", tmp_path / "stranger"
+    shutil.copytree(made.adapter, own)
+    shutil.copytree(made.adapter, stranger)
+    (stranger / "palora.json").unlink()
+    for kind in ("adapter", "combined"):
+        refused(*stage("export", "--as", kind, adapter=own, out=own), said="is the adapter itself, which would be lost")
+        refused(
+            *stage("export", "--as", kind, out=stranger), said=r"stranger has other files in it \(no palora\.json\)"
+        )
+
+
+def test_an_evaluation_does_not_replace_a_strangers_files(refused, stage, tmp_path):
+    report = file(tmp_path, "out/report.html", "mine")
+    refused(*stage("evaluate"), said="has a report.html that is not ours")
+    report.unlink()
+    for content, said in {'{"mine": 1}': "it has no 'arms'", "[]": "not a JSON object", "{": "not valid JSON"}.items():
+        file(tmp_path, "out/evaluation.json", content)
+        refused(*stage("evaluate"), said=rf"evaluation\.json: {said}")
+
+
+# --- disks and permissions ------------------------------------------------------------------------
+
+
+def redone(made, tmp_path, name):
+    """A command that would replace a finished folder by another, and that folder."""
+    model = ("--model", made.model)
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run)
+    if name in ("merged", "combined"):
+        export = ("export", "--adapter", made.adapter, "--as", name, "--out", run / name)
+        assert palora(*export).code == 0
+        return (*export, "--dtype", "bfloat16", "--max-leak", 9) if name == "merged" else (*export, "--k", 2)
+    return {
+        "expert": ("expert", *model, "--skill", "chain", *QUICK["expert"], "--seed", 1, "--out", run / "expert"),
+        "protect": ("protect", *model, "--rule", "sigma", "--k", 3, "--out", run / "protection"),
+        "inject": ("inject", *model, "--facts", made.facts, *QUICK["inject"], "--seed", 1, "--out", run / "adapter"),
+        "evaluate": ("evaluate", *model, "--skill", "chain", *QUICK["evaluate"], "--out", run),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["expert", "protect", "inject", "evaluate", "merged", "combined"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fills_up_at_any_moment(refused, made, tmp_path, monkeypatch, name, call):
+    """The first, the second, … write fails; the old results stay whole until the last one has not failed."""
+    command = redone(made, tmp_path, name)
+    real, failing, calls = getattr(os, call), 1, []
+
+    def refusing(*arguments):
+        calls.append(arguments)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, refusing)
+    monkeypatch.setenv("PALORA_CACHE", "")  # it may fail to be written, and nothing is said
+    old = tree(tmp_path)
+    while True:
+        calls.clear()
+        result = palora(*command)
+        if len(calls) < failing:
+            break
+        assert result.code == 1 and result.complaints[-1].startswith("palora: cannot write "), result.err
+        assert "No space left on device; nothing that was there is lost" in result.complaints[-1]
+        left = {path: value for path, value in tree(tmp_path).items() if ".work" not in path}
+        if name == "evaluate":  # two files: the report is written from the other when the command is run again
+            assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["arms"]
+            assert {path for path in left if left[path] != old.get(path)} <= {"run/evaluation.json"}
+        else:
+            assert left == old
+        failing += 1
+    assert result.code == 0 and failing >= 2
+    assert tree(tmp_path) != old and not [path for path in tree(tmp_path) if "/." in path], "finished, and tidy"
+
+
+@contextmanager
+def file_size_limit(size):
+    """No file can grow beyond `size` bytes: what every writer, also those in C and Rust, meets on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("inject", 0), ("inject", 1000), ("inject", 5000), ("inject", 10_000), ("merged", 3000), ("merged", 30_000)],
+)
+def test_writers_that_are_not_ours_meet_a_full_disk(made, tmp_path, name, size):
+    command = redone(made, tmp_path, name)
+    old = tree(tmp_path)
+    with file_size_limit(size):
+        result = palora(*command)
+    assert result.code == 1 and len(result.complaints) == 1, result.err
+    assert result.complaints[0].startswith(f"palora: cannot write {tmp_path}/run/")
+    assert {path: value for path, value in tree(tmp_path).items() if ".work" not in path} == old
+    assert palora(*command).code == 0
+    assert tree(tmp_path) != old and not [path for path in tree(tmp_path) if "/." in path]
+
+
+def test_half_a_checkpoint_is_not_continued_from(made, stage, tmp_path, monkeypatch):
+    """The disk fills up in the middle of the second checkpoint; the first one is whole."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = {"protection": made.protection, "epochs": 3}
+    assert palora(*stage("inject", **settings, out=whole)).code == 0
+    save, calls = transformers.Trainer._save_rng_state, []
+
+    def full(self, output_dir):
+        calls.append(output_dir)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.Trainer, "_save_rng_state", full)
+        result = palora(*stage("inject", **settings, out=broken))
+        assert result.code == 1 and "No space left on device" in result.complaints[0]
+    steps = []
+    step = transformers.Trainer.training_step
+    monkeypatch.setattr(transformers.Trainer, "training_step", lambda *a, **b: steps.append(1) or step(*a, **b))
+    assert palora(*stage("inject", **settings, out=broken)).code == 0
+    assert len(steps) == 2, "only the second and the third epoch are done again"
+    assert tree(broken)["adapter_model.safetensors"] == tree(whole)["adapter_model.safetensors"]
+
+
+def test_no_permission(refused, stage, tmp_path, monkeypatch):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    if os.geteuid() == 0:  # root may write anywhere: only say that it may not
+        real = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and (path != locked or mode == os.R_OK))
+    else:
+        locked.chmod(0o500)
+    for command in (stage("expert"), stage("protect", rule="sigma", k=2), stage("inject"), stage("export")):
+        refused(*command, "--out", locked / "out", said="no permission to write in .*locked; choose another --out")
+    refused(*stage("evaluate", out=locked), said="no permission to write in .*locked")
+
+
+def test_no_permission_where_asking_does_not_tell(refused, stage, tmp_path, monkeypatch):
+    def refuse(self, *arguments, **named):
+        if ".work" in self.name or ".partial" in self.name:
+            raise PermissionError(13, "Permission denied", str(self))
+        real(self, *arguments, **named)
+
+    real = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for command in (stage("expert"), stage("protect", rule="sigma", k=2), stage("inject"), stage("export")):
+        refused(*command, said="cannot write .*out.*: Permission denied; nothing that was there is lost", code=1)
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    file(tmp_path, "out/marker.json", "old")
+    real = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PaloraError, match="Input/output error"), new_folder(tmp_path / "out", "marker.json") as staging:
+        (staging / "marker.json").write_text("new")
+    assert tree(tmp_path) == {"out": "folder", "out/marker.json": tree(tmp_path)["out/marker.json"]}
+    assert (tmp_path / "out" / "marker.json").read_text() == "old"
+
+
+# --- training that diverges -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        (
+            "inject",
+            "--learning-rate 1e30 --batch-size 2",
+            "the loss is no longer a number at step 2; lower the learning",
+        ),
+        ("inject", "--learning-rate 1e30 --epochs 1", "is infinite or no number; .*lower learning rate"),
+        ("expert", "--learning-rate 1e30 --parametrisation linear", "the expert's loss is no longer a number; lower"),
+        (
+            "expert",
+            "--learning-rate 1e30 --parametrisation linear --objective reward --temperature 1",
+            "the expert's loss is no longer a number; lower the learning rate",
+        ),
+    ],
+)
+def test_training_that_diverges(refused, stage, made, tmp_path, command, settings, said):
+    old = {"expert": made.expert, "inject": made.adapter}[command]
+    shutil.copytree(old, tmp_path / "out")
+    refused(*stage(command, *settings.split()), said=said, code=1)
+
+
+def test_an_update_that_is_no_number_at_the_very_last_step(refused, stage, monkeypatch):
+    """After the last loss that is logged nothing else would see it."""
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def poisoned(self, model, *arguments, **named):
+        loss = step(self, model, *arguments, **named)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    refused(*stage("inject", epochs=1), said="an update is no longer a number at step 1; lower the learning", code=1)
+
+
+# --- from Python ----------------------------------------------------------------------------------
+
+
+def test_python_users_get_exceptions_of_one_line(made):
+    for call in (
+        lambda: parse_recipe({"model": "m", "skills": [], "facts": "f"}),
+        lambda: load_model(made.model, device="quantum"),
+        lambda: load_model("/none"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
