@@ -2,6 +2,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: setup demo test lint bench clean
@@ -19,7 +20,7 @@ demo: setup          ## the whole method on the embedded small model
 	$(BIN)/palora demo --out runs/demo
 
 test: setup          ## every test; no network, no accelerator
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 lint: setup          ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -237,16 +237,16 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
         statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / "statistics.safetensors"))
         protected = ProtectedSubspaces.load(protection_folder(out, cell.method, cell.seed)) if method.protect else None
-        measuring, training_started = 0.0, time.monotonic()
+        measuring, training_started = 0.0, clock()
 
         def moment(model: PeftModel, epoch: float) -> dict[str, Any]:
             nonlocal measuring
-            before = time.monotonic()
+            before = clock()
             deltas = ((name, live_delta(model, name)) for name in bench.modules)
             seconds = None if resumed else round(before - training_started - measuring, 2)
             found = {"epoch": epoch, "seconds": seconds, **bench.update(deltas, statistics, protected)}
             found |= bench.ask(model)
-            measuring += time.monotonic() - before
+            measuring += clock() - before
             return found
 
         def on_recall(model: PeftModel, recall: float, epoch: int) -> None:
@@ -345,6 +345,11 @@ def quiet(log: Path) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
     log.unlink()
+
+
+def clock() -> float:
+    """Seconds, for the cost of a training: CPU time, in which neighbours do not count; on a GPU the time of day."""
+    return time.monotonic() if torch.cuda.is_available() else time.process_time()
 
 
 def reset_peak_memory() -> None:

@@ -79,7 +79,8 @@ def summarise(
             rows = {name: _row(group, milestone) for name, group in of_load.items()}
             table.setdefault(str(load), {})[milestone] = rows
             skill = next(iter(references[0]["expert"]["validation"]))
-            tests = _paired(of_load, c.reference, milestone, skill)
+            matched = {name: group for name, group in of_load.items() if not c.methods[name].scaled}
+            tests = _paired(matched, c.reference, milestone, skill)
             paired.setdefault(str(load), {})[milestone] = {"skill": skill, "against": c.reference, "tests": tests}
     arms = {
         arm: {skill: _estimate([r[arm]["skills"][skill] for r in references]) for skill in references[0][arm]["skills"]}
@@ -96,9 +97,9 @@ def summarise(
 
 
 def predictors(runs: Sequence[Run], milestone: str, skill: str) -> dict[str, Any]:
-    """How well one number tells the retention of a skill at a milestone, over all runs that passed it (every rate and
-    seed): Spearman's rank correlation. Runs of one method resemble each other, so this describes; it tests nothing."""
-    passed = [r for r in runs if milestone in r["moments"]]
+    """How well one number tells the retention of a skill at a milestone, over all trainings that passed it (every rate
+    and seed): Spearman's rank correlation. Runs of one method resemble each other: this tests nothing."""
+    passed = [r for r in runs if milestone in r["moments"] and r.get("kind") != "scaled"]
     kept = [r["moments"][milestone]["retention"][skill]["vs_expert"] for r in passed]
     sources: dict[str, Callable[[Run], float | None]] = {
         "drift": lambda r: r["moments"][milestone]["drift"],
@@ -134,6 +135,7 @@ def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "learning_rate": group[0]["learning_rate"] if group else None,
         "reached": len(reached),
+        "scaled": any(run.get("kind") == "scaled" for run in group),
         "seeds": len(group),
         "final_recall": _estimate([run["final"]["recall"] for run in group if run["final"]]),
         **{key: _estimate([moment[key] for moment in at]) for key in PLAIN},
@@ -208,7 +210,7 @@ def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str,
     skills = list(result["references"]["expert"])
     return [
         ("rate", lambda row: f"{row['learning_rate']:g}"),
-        ("reached", lambda row: f"{row['reached']} of {row['seeds']}"),
+        ("reached", lambda row: "scaled" if row["scaled"] else f"{row['reached']} of {row['seeds']}"),
         ("recall", plain("recall", percent)),
         *((f"{skill}, of the expert's", kept(skill, "vs_expert")) for skill in skills),
         *((f"{skill}, of the base's", kept(skill, "vs_base")) for skill in skills),
@@ -261,6 +263,12 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         "milestone, with 95% t-intervals.",
         "Paired differences over seeds, corrected by Holm within a milestone. The t-test takes differences to be about "
         f"normal; the exact sign-flip test does not, but with {n} seeds its p is at least {smallest:.3g} before that.",
+        *(
+            f"{name} trains nothing: it is {m['scaled']['of']}'s adapter at the norm that {m['scaled']['to']}'s update "
+            "has at the milestone, and its recall is whatever comes of it; it is in no test and no picture."
+            for name, m in c["methods"].items()
+            if m["scaled"]
+        ),
     ]
 
 
@@ -330,6 +338,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
                     if (row := rows[method])["recall"] and (kept := row["retention"].get(shown, {}).get("vs_expert"))
                 ]
                 for method in c["methods"]
+                if not c["methods"][method]["scaled"]
             }
             figure = plots.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
             title = f"{load} facts: learned, and {shown} kept"
@@ -340,7 +349,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
     ):
         clouds: dict[str, list[tuple[float, float]]] = {}
         for run in result["runs"]:
-            if at in run["moments"]:
+            if at in run["moments"] and run["kind"] != "scaled":
                 moment = run["moments"][at]
                 value = moment["drift"] if x == "drift" else run["coverage"]["skill"]
                 kept = moment["retention"][skill]["vs_expert"]

@@ -27,7 +27,7 @@ from palora.files import (
     write_json,
 )
 from palora.model_card import model_card
-from palora.models import find_targets, known_targets, load_model, weight
+from palora.models import check_dtype, find_targets, known_targets, load_model, weight
 from palora.stages import check_expert
 from palora.statistics import from_tensors
 from palora.subspace import ProtectedSubspaces
@@ -74,6 +74,7 @@ def export(
         raise InputError(f"{out} is the adapter itself, which would be lost; choose another --out")
     check_replaceable(out, "merge.json" if kind == "merged" else MARKER)
     check_writable(out.parent)
+    check_dtype(dtype)
     if k is not None and k < 1:
         raise InputError(f"k must be at least 1, not {k}")
     if not max_leak >= 0:

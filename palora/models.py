@@ -93,8 +93,7 @@ def load_model(
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
     """What can be told of a model before it is loaded. Raises InputError, as `load_model` does."""
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
+    check_dtype(dtype)
     if Path(path).is_dir():
         _check_folder(Path(path))
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -107,6 +106,12 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"there is no device {device!r} here ({_one_line(error)}); leave --device out") from None
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise InputError unless `dtype` is one that weights can be had in."""
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
 
 
 def _check_folder(folder: Path) -> None:

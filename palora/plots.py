@@ -647,7 +647,8 @@ def frontier(
             elinewidth=1,
             markeredgecolor=_colour("page"),
         )
-    axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel, ylim=(0, None))
+    axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel)
+    axes.set_ylim(0, max(1.08, axes.get_ylim()[1]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.tick_params(length=0)

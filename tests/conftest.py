@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command line sets them; the libraries read them when they are imported.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are tiny: a second thread only waits for the first, and with two test processes both wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 

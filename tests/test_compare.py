@@ -1,0 +1,306 @@
+"""`palora compare` on the tiny model: resume, done cells, the choice of rates, milestones, the pages."""
+
+import json
+import logging
+
+import pytest
+from command import palora
+
+from palora import cells, compare
+from palora.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
+from palora.compare_report import choose_rates, summarise
+from palora.comparison import Comparison, load_comparison
+from palora.errors import InputError
+from palora.facts import write_facts
+from palora.files import read_json
+from palora.svf import Expert
+from palora.testbed.world import known_facts, new_facts
+
+
+@pytest.fixture(scope="module")
+def values(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_facts(folder / "new.jsonl", new_facts(6))
+    write_facts(folder / "known.jsonl", known_facts()[:4])
+    expert = {"objective": "next_token", "iterations": 1, "batch_size": 4, "validation_size": 2, "train_size": 8}
+    rule = {"keep": {"examples": 8}}
+    return {
+        "model": str(model_folder),
+        "skills": ["chain", "minmax"],
+        "keep_skills": ["chain"],
+        "facts": str(folder / "new.jsonl"),
+        "known_facts": str(folder / "known.jsonl"),
+        "loads": [4],
+        "seeds": [0, 1],
+        "milestones": [0.25, 0.5, 1.0],
+        "choose_at": 0.5,
+        "validation": 2,
+        "expert": expert,
+        "inject": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "epochs": 40, "batch_size": 4, "recall_every": 2},
+        "evaluate": {"problems": 2, "max_answer_tokens": 12},
+        "methods": {
+            "lora": {"learning_rates": [0.03]},
+            "shuffled": {"learning_rates": [0.03], "protect": {"rule": "svf", "k": 4, **rule}, "shuffle": True},
+            "soft": {"learning_rates": [0.03], "protect": {"rule": "covariance", "strength": 3, **rule}},
+            "scaled": {"scaled": {"of": "lora", "to": "soft"}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(values, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "out"
+    return out, compare.compare(Comparison.model_validate(values), out)
+
+
+def test_every_method_is_measured_at_every_milestone(finished, values):
+    _, result = finished
+    assert {(r["method"], r["seed"]) for r in result["runs"]} == {(m, s) for m in values["methods"] for s in (0, 1)}
+    for run in result["runs"]:
+        if run["kind"] != "training":
+            continue
+        assert run["failed"] is None and run["saved_bytes"] > 0 and run["peak_memory"] > 2**20
+        recall_at, first = dict(run["curve"]), {}
+        for epoch, recall in run["curve"]:
+            first |= {m: epoch for m in ("0.25", "0.5", "1") if recall >= float(m) and m not in first}
+        assert {m: moment["epoch"] for m, moment in run["moments"].items()} == first, "the first passing, no other"
+        assert list(run["moments"]) == ["0.25", "0.5", "1"], "the tiny model learns four facts"
+        assert all(moment["recall"] == recall_at[moment["epoch"]] for moment in run["moments"].values())
+        assert run["curve"][-1][0] == run["moments"]["1"]["epoch"] < 40, "it stopped at the last milestone"
+        assert run["final"] == run["moments"]["1"]
+        moment = run["final"]
+        assert set(moment["skills"]) == {"chain", "minmax"} and set(moment["validation"]) == {"chain"}
+        assert (moment["leak"] is not None) == (run["method"] == "shuffled")
+        assert moment["drift"] > 0 and moment["locality"] is not None and moment["paraphrase_recall"] is not None
+    by = {(r["method"], r["seed"]): r for r in result["runs"]}
+    assert by["shuffled", 0]["final"]["leak"] < 1e-5
+    assert by["soft", 0]["final"]["drift"] < by["lora", 0]["final"]["drift"]
+    assert by["soft", 0]["coverage"]["skill"] > by["lora", 0]["coverage"]["skill"] == 0
+
+
+def test_a_scaled_adapter_has_the_norm_it_was_scaled_to(finished):
+    _, result = finished
+    by = {(r["method"], r["seed"]): r["moments"] for r in result["runs"]}
+    for m in ("0.25", "0.5", "1"):
+        soft, scaled, lora = (by[name, 1][m] for name in ("soft", "scaled", "lora"))
+        assert scaled["norm"] == pytest.approx(soft["norm"], rel=1e-5)
+        assert scaled["drift"] == pytest.approx(lora["drift"] * scaled["factor"], rel=1e-3)
+
+
+def test_done_cells_are_not_done_again_and_changed_ones_are(finished, values, monkeypatch):
+    out, result = finished
+    ran = []
+    monkeypatch.setattr(compare.Workers, "run", lambda self, jobs: ran.extend(job.label for job in jobs))
+    again = compare.compare(Comparison.model_validate(values), out)
+    assert not ran and again == json.loads(json.dumps(result))
+
+    c = Comparison.model_validate(values)
+    shared = shared_inputs(c)
+    key = training_key(c, shared, Cell("soft", 4, 0.03, 0))
+    changes = {
+        "strength": {"methods": {**values["methods"], "soft": {"learning_rates": [0.03], "protect": {"strength": 4}}}},
+        "batch": {"inject": {**values["inject"], "batch_size": 2}},
+        "expert": {"expert": {**values["expert"], "iterations": 2}},
+        "milestones": {"milestones": [0.5, 1.0]},
+        "facts": {"facts": values["known_facts"]},
+    }
+    for what, change in changes.items():
+        other = Comparison.model_validate(values | change)
+        assert training_key(other, shared_inputs(other), Cell("soft", 4, 0.03, 0)) != key, what
+    renamed = Comparison.model_validate(values | {"methods": {**values["methods"], "new": values["methods"]["soft"]}})
+    assert training_key(renamed, shared_inputs(renamed), Cell("new", 4, 0.03, 0)) == key, "a name is no input"
+    assert len({training_key(c, shared, cell) for cell in compare.plan(c)}) == len(compare.plan(c)) == 6
+
+
+def test_interrupted_in_a_training_it_ends_with_the_same_numbers(finished, values, monkeypatch, tmp_path):
+    """Stopped right after the first milestone was measured: what was measured is kept, and not measured again."""
+    whole, _ = finished
+    (tmp_path / "out").mkdir()
+    for name in ("experts", "protections"):
+        (tmp_path / "out" / name).symlink_to(whole / name)
+    c, cell = Comparison.model_validate(values), Cell("soft", 4, 0.03, 0)
+    key = training_key(c, shared_inputs(c), cell)
+    write, asked = cells.write_json, []
+    ask = cells.Bench.ask
+
+    def stop(path, value):
+        write(path, value)
+        if path.name == "moments.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(c, tmp_path / "out", key, cell)
+    assert not (tmp_path / "out" / "cells").exists(), "an unfinished cell is not there"
+    monkeypatch.setattr(cells.Bench, "ask", lambda self, model: asked.append(1) or ask(self, model))
+    run_training(c, tmp_path / "out", key, cell)
+    first, again = (read_json(out / "cells" / f"{key}.json") for out in (whole, tmp_path / "out"))
+    timeless = [
+        {m: {k: v for k, v in moment.items() if k != "seconds"} for m, moment in found["moments"].items()}
+        for found in (first, again)
+    ]
+    assert timeless[0] == timeless[1] and again["curve"] == first["curve"] and again["resumed"]
+    assert len(asked) == len({m["epoch"] for m in first["moments"].values()}) - 1
+    assert not (tmp_path / "out" / "work" / key).exists()
+
+
+def test_a_rate_that_diverges_is_a_result(finished, values):
+    out, _ = finished
+    c = Comparison.model_validate(values | {"methods": {"lora": {"learning_rates": [1e30]}}, "seeds": [0]})
+    result = compare.compare(c, out)
+    [run] = result["runs"]
+    assert "no longer a number" in run["failed"] and run["moments"] == {}
+    assert "0 of 1" in (out / "compare.md").read_text()
+
+
+def test_several_workers_say_the_same(finished, values, tmp_path, caplog):
+    out, result = finished
+    (tmp_path / "out").mkdir()
+    for name in ("experts", "protections", "comparison.yaml"):
+        (tmp_path / "out" / name).symlink_to(out / name)
+    two = {"methods": {name: values["methods"][name] for name in ("lora", "soft")}, "seeds": [0]}
+    with caplog.at_level(logging.INFO, logger="palora"):
+        again = compare.compare(Comparison.model_validate(values | two), tmp_path / "out", workers=2)
+    assert "[3/3] " in caplog.text and len(again["runs"]) == 2
+    for run in again["runs"]:
+        [before] = [r for r in result["runs"] if (r["method"], r["seed"]) == (run["method"], 0)]
+        for m, moment in run["moments"].items():
+            same = {k: v for k, v in moment.items() if k != "seconds"}
+            assert same == {k: v for k, v in before["moments"][m].items() if k != "seconds"}
+
+
+def synthetic(kept, validation, reached=(0, 1, 2), method="lora", rate=1.0, drift=0.1):
+    """Runs of three seeds with the given accuracies on test and validation problems, at the one milestone 0.5."""
+    moment = {
+        "recall": 0.5,
+        "paraphrase_recall": None,
+        "locality": 0.5,
+        "norm": 1.0,
+        "relative_norm": 0.1,
+        "leak": None,
+    }
+    moment |= {"drift": drift, "epoch": 2, "seconds": 1.0}
+    runs = []
+    for seed in range(3):
+        at = {**moment, "skills": {"chain": kept[seed]}, "validation": {"chain": validation[seed]}}
+        moments = {"0.5": at} if seed in reached else {}
+        runs.append({"method": method, "load": 4, "learning_rate": rate, "seed": seed, "moments": moments, "final": at})
+        runs[-1] |= {"coverage": {"skill": 0.0, "facts": 0.0}}
+    return runs
+
+
+REFERENCES = [
+    {
+        "seed": s,
+        **{a: {"skills": {"chain": 0.8}, "validation": {"chain": 0.8}, "locality": 1.0} for a in ("base", "expert")},
+    }
+    for s in range(3)
+]
+
+
+def small(values, **methods):
+    return Comparison.model_validate(values | {"milestones": [0.5], "seeds": [0, 1, 2], "methods": methods})
+
+
+def test_rates_are_chosen_on_validation_problems_among_those_that_reach_the_milestone(values):
+    c = small(values, lora={"learning_rates": [1.0, 2.0, 3.0]})
+    runs = [
+        *synthetic([0.2] * 3, [0.4] * 3, rate=1.0),  # best on validation of those that reach it with every seed
+        *synthetic([0.8] * 3, [0.3] * 3, rate=2.0),  # best on test: must not count
+        *synthetic([0.8] * 3, [0.8] * 3, rate=3.0, reached=(0, 1)),  # keeps most, but one seed never gets there
+    ]
+    assert choose_rates(c, runs, REFERENCES) == {"4": {"lora": 1.0}}
+
+
+def test_retention_and_paired_differences_by_hand(values):
+    """lora keeps 0.4, 0.2, 0.6 of 0.8; soft 0.6, 0.6, 0.8: differences in retention 0.25, 0.5, 0.25."""
+    c = small(values, lora={"learning_rates": [1.0]}, soft={"learning_rates": [1.0]}, none={"learning_rates": [1.0]})
+    runs = [
+        *synthetic([0.4, 0.2, 0.6], [0.4] * 3, drift=0.3),
+        *synthetic([0.6, 0.6, 0.8], [0.4] * 3, method="soft"),
+        *synthetic([0.4, 0.2, 0.6], [0.4] * 3, method="none", drift=0.2),
+    ]
+    result = summarise(c, runs, REFERENCES, choose_rates(c, runs, REFERENCES))
+    row = result["table"]["4"]["0.5"]["soft"]
+    assert row["retention"]["chain"]["vs_expert"]["mean"] == pytest.approx((0.75 + 0.75 + 1) / 3)
+    assert (row["reached"], row["seeds"]) == (3, 3)
+    tests = result["paired"]["4"]["0.5"]["tests"]
+    assert set(tests) == {"soft", "none"}, "each method against the reference, which is not tested against itself"
+    assert tests["soft"]["difference"]["mean"] == pytest.approx(1 / 3)
+    assert tests["soft"]["p_t"] == pytest.approx(0.057191, abs=1e-4)  # t = (1/3) / (0.144338 / √3) = 4, df 2
+    assert tests["soft"]["p_t_holm"] == pytest.approx(2 * tests["soft"]["p_t"])
+    assert tests["soft"]["p_sign_flip"] == tests["soft"]["smallest_p_sign_flip"] == 2 / 8
+    assert tests["none"]["p_t"] == tests["none"]["p_t_holm"] == 1
+    assert result["predictors"]["drift"]["spearman"] < 0 and result["predictors"]["drift"]["n"] == 9
+
+
+def test_only_seeds_that_both_reached_are_paired(values):
+    c = small(values, lora={"learning_rates": [1.0]}, soft={"learning_rates": [1.0]})
+    runs = [*synthetic([0.4] * 3, [0.4] * 3, reached=(0, 1)), *synthetic([0.8] * 3, [0.4] * 3, (1, 2), method="soft")]
+    result = summarise(c, runs, REFERENCES, choose_rates(c, runs, REFERENCES))
+    assert result["paired"]["4"]["0.5"]["tests"]["soft"]["difference"] == {"mean": 0.5, "ci95": None, "n": 1}
+    assert result["table"]["4"]["0.5"]["soft"]["reached"] == 2
+
+
+def test_shuffled_scales_are_the_same_scales_elsewhere(finished):
+    out, _ = finished
+    expert = Expert.load(out / "experts" / "seed-0")
+    for name, z in expert.scales.items():
+        z.copy_(z + 0.01 * z.new_tensor(range(len(z))))
+        mixed = shuffle_scales(expert, 0).scales[name]
+        assert not mixed.equal(z) and mixed.sort().values.equal(z.sort().values)
+
+
+def test_the_pages(finished):
+    out, result = finished
+    from palora.compare_report import write_pages
+
+    write_pages(result, out)
+    table, page = (out / "compare.md").read_text(), (out / "compare.html").read_text()
+    for method in ("lora", "shuffled", "soft", "scaled"):
+        assert f"| {method} |" in table
+    assert page.count("<svg") == 4 and "http" not in page.replace("http-equiv", "") and "nan" not in table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choose_at": 0.7}, "none of the milestones"),
+        ({"keep_skills": ["gsm8k"]}, "not measured"),
+        ({"reference": "scaled"}, "no trained method"),
+        ({"loads": [4, 4]}, "each once"),
+        ({"methods": {"lora": {}}}, "methods.lora: give learning_rates"),
+        ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"learning_rate": 1}}}}, "under learning_rates"),
+        ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"rank": 1}}}}, "no such key"),
+        ({"methods": {"lora": {"learning_rates": [1e-3], "shuffle": True}}}, "svf"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(values, tmp_path, change, message):
+    (tmp_path / "c.json").write_text(json.dumps(values | change))  # JSON is YAML
+    with pytest.raises(InputError, match=message):
+        load_comparison(tmp_path / "c.json")
+
+
+def test_wrong_files_are_told_before_any_work(values, tmp_path):
+    with pytest.raises(InputError, match="holds 6 facts, and a load is 50"):
+        compare.compare(Comparison.model_validate(values | {"loads": [50]}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(finished, values, tmp_path):
+    out, _ = finished
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    found = palora("compare", tmp_path / "c.json", "--out", out, "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["chosen"] == {"4": {"lora": 0.03, "shuffled": 0.03, "soft": 0.03}}
+
+
+def test_the_shipped_comparisons_load():
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent / "benchmarks"
+    for file in ("small.yaml", "small-quick.yaml"):
+        c = load_comparison(folder / file)
+        assert len(c.seeds) == 5 and Path(c.facts).exists()
+        compare.check(c, Path("/tmp/never-written"))
