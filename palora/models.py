@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from palora.errors import InputError
 from palora.files import sha256
+from palora.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ def load_model(
     check_source(path, dtype, device)
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    with _loading(path, "weights"):
+    with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,

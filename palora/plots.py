@@ -696,7 +696,7 @@ def to_html(figure: "Figure", description: str) -> str:
     prefix = f"f{zlib.crc32(svg.encode()):x}-"  # ids are global in a page: make them this picture's own
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)  # coordinates, not labels
     for name, (light, _) in PALETTE.items():
         svg = svg.replace(light, f"var(--{name})")
     return re.sub(r"\s*\n\s*", "\n", svg)

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, done: int = 0, transient: bool = False) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block runs.
 
     Args:
         total: units of work in all.
         done: units that an earlier run has done.
+        transient: leave no line behind.
 
     Yields: a function to call with each further number of finished units.
     """
@@ -31,7 +32,9 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[in
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    hidden = transient and not console.is_terminal  # in a log file even a vanishing bar would leave an empty line
+    with Progress(*columns, console=console, transient=transient, disable=hidden) as bars:
         task = bars.add_task(label, total=total, completed=done)
         yield lambda units: bars.advance(task, units)
         bars.update(task, total=bars.tasks[0].completed)  # work that ended early is done

@@ -15,7 +15,7 @@ from command import QUICK, palora, tree
 from palora import __version__, cli, pipeline, stages
 from palora.errors import PaloraError
 
-# Issue A, section 4: the flags of every command. `--json` where results are printed.
+# The flags of every command. `--json` where results are printed.
 FLAGS = {
     "demo": "--out --seed --json",
     "run": "--out --json",

@@ -475,3 +475,15 @@ def test_read_run_skips_the_half_line_of_an_interruption(tmp_path: Path) -> None
     run = read_run(make_run(tmp_path / "run", evaluation()))
     assert len(run.metrics) == 61 + 3 * 21
     assert run.missing == {}
+
+
+def test_small_tick_labels_keep_their_digits():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [0.001, 0.004])
+    axes.set_yticks([0.0025], ["0.0025"])
+    page = plots.to_html(figure, "small numbers")
+    assert "0.0025" in page, "only coordinates are shortened"
+    assert not re.search(r'd="[^"]*\d\.\d{3}', page)
