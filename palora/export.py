@@ -28,6 +28,7 @@ from palora.files import (
 )
 from palora.model_card import model_card
 from palora.models import check_dtype, find_targets, known_targets, load_model, weight
+from palora.progress import progress_bar
 from palora.stages import check_expert
 from palora.statistics import from_tensors
 from palora.subspace import ProtectedSubspaces
@@ -129,14 +130,17 @@ def _merge(
     if dtype != "auto":
         model.to(getattr(torch, dtype))
     layers = {}
-    for name, module in find_targets(model, list(adapter.A)).items():
-        W, delta = weight(module), adapter.delta(name)
-        before = W.float().clone()
-        W.copy_((before + delta).to(W.dtype))
-        error = W.float() - before - delta
-        size = delta.norm().clamp_min(1e-30)
-        rounding = float(error.norm() / size)
-        layers[name] = {"rounding": rounding, "leak": subspaces[name].leak(error) * rounding if subspaces else None}
+    targets = find_targets(model, list(adapter.A))
+    with progress_bar("Merging", len(targets), transient=True) as advance:
+        for name, module in targets.items():
+            W, delta = weight(module), adapter.delta(name)
+            before = W.float().clone()
+            W.copy_((before + delta).to(W.dtype))
+            error = W.float() - before - delta
+            size = delta.norm().clamp_min(1e-30)
+            rounding = float(error.norm() / size)
+            layers[name] = {"rounding": rounding, "leak": subspaces[name].leak(error) * rounding if subspaces else None}
+            advance(1)
     leaks = [layer["leak"] for layer in layers.values() if layer["leak"] is not None]
     leak = max(leaks) if leaks else None
     result = {

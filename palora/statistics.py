@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from palora.errors import InputError
 from palora.models import weight
+from palora.progress import progress_bar
 from palora.prompts import Example, batches
 
 if TYPE_CHECKING:
@@ -164,7 +165,12 @@ def mix(parts: Sequence[tuple[float, Covariances]]) -> dict[str, InputStatistics
         parts: (weight, covariances) of each thing; weights are relative.
     """
     total = sum(w for w, _ in parts)
-    return {name: factorise(sum(((w / total) * c[name] for w, c in parts), torch.zeros(()))) for name in parts[0][1]}
+    mixed = {}
+    with progress_bar("Leading directions", len(parts[0][1]), transient=True) as advance:
+        for name in parts[0][1]:
+            mixed[name] = factorise(sum(((w / total) * c[name] for w, c in parts), torch.zeros(())))
+            advance(1)
+    return mixed
 
 
 def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> InputStatistics:
