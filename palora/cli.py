@@ -33,7 +33,6 @@ Facts = Annotated[
 ]
 KnownFacts = Annotated[str | None, typer.Option("--known-facts", help="Facts the model knows, in the same form.")]
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
-ProtectionDir = Annotated[Path | None, typer.Option("--protection", help="A protection folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]

@@ -5,7 +5,6 @@
 top are computed by rules that do not care whether the numbers are good.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 from palora import plots
 from palora.errors import InputError
 from palora.files import atomic_write_bytes, atomic_write_text, load_tensors, read_json
+from palora.metrics import read_metrics
 from palora.plots import ArmStyle, Point
 
 GOAL = 0.95  # the share of facts learned, and of skill kept, that counts as reached
@@ -82,26 +82,13 @@ def read_run(run_dir: Path) -> Run:
         name=run_dir.resolve().name,
         evaluation=evaluation,
         recipe=optional("recipe.yaml", lambda file: file.read_text(encoding="utf-8"), None),
-        metrics=optional("metrics.jsonl", _read_metrics, []),
+        metrics=optional("metrics.jsonl", read_metrics, []),
         expert=_mapping(optional("expert/expert.json", read_json, {})),
         scales=optional("expert/scales.safetensors", _read_vectors, {}),
         protection=_mapping(optional("protection/protection.json", read_json, {})),
         singular_values=optional("expert/singular_values.safetensors", _read_vectors, {}),
         missing=missing,
     )
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line that was cut short by an interruption is passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _read_vectors(path: Path) -> dict[str, np.ndarray]:
