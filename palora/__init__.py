@@ -15,7 +15,7 @@ _PUBLIC = {
     "ProtectedSubspaces": "palora.subspace",
     "Expert": "palora.svf",
     "Budget": "palora.rules",
-    "Keep": "palora.protection",
+    "Keep": "palora.keep",
     "Fact": "palora.facts",
     "read_facts": "palora.facts",
     "Problem": "palora.skills",
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from palora.facts import Fact as Fact
     from palora.facts import read_facts as read_facts
     from palora.injection import inject as inject
+    from palora.keep import Keep as Keep
     from palora.lora import PaloraConfig as PaloraConfig
     from palora.models import load_model as load_model
     from palora.pipeline import run as run
-    from palora.protection import Keep as Keep
     from palora.protection import protect as protect
     from palora.recipe import Recipe as Recipe
     from palora.recipe import load_recipe as load_recipe

@@ -31,20 +31,21 @@ from palora.evaluation import Questions, measure
 from palora.facts import read_facts
 from palora.files import load_tensors, read_json, sha256, write_json
 from palora.injection import inject
-from palora.lora import live_delta
+from palora.keep import Kept
 from palora.metrics import read_metrics
 from palora.models import weight
-from palora.recipe import ProtectSettings
+from palora.recipe import KeepSettings, ProtectSettings
 from palora.scoring import share_correct, solve
 from palora.skills import get_skill
-from palora.statistics import InputStatistics, from_tensors
-from palora.subspace import ProtectedSubspaces
+from palora.statistics import InputStatistics, from_tensors, kept_from_tensors
+from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert
+from palora.tuners import live_delta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 1  # of a cell's file; counted up when what is measured changes
+FORMAT = 2  # of a cell's file; counted up when what is measured changes
 NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
 
 
@@ -71,7 +72,7 @@ def base_of(c: Comparison) -> stages.Base:
 
 def shared_inputs(c: Comparison) -> str:
     """A hash of what all cells depend on: model, data, expert, and what is measured."""
-    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.text)]
+    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.kept_facts, c.text)]
     skills = [(s, stages.identity(s.partition("#")[0])) for s in (*c.skills, "", *c.keep_skills)]
     return _hash(FORMAT, files, skills, c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation)
 
@@ -84,7 +85,7 @@ def reference_key(c: Comparison, shared: str, seed: int) -> str:
 def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-    what = (method.protect, method.shuffle, method.dora, c.is_source(cell.method))
+    what = (method.protect, method.shuffle, method.tuner, c.is_source(cell.method))
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
 
@@ -123,12 +124,7 @@ def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None
     own = c.methods.get(method)
     settings = own.protect if own and own.protect else NONE
     folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
-    kept: dict[str, Any] = {
-        "skills": c.keep_skills,
-        "known_facts": c.known_facts if settings.keep.known_facts else None,
-        "text": c.text if settings.keep.text else None,
-        "facts": c.facts,
-    }
+    kept: dict[str, Any] = {"skills": c.keep_skills, "known_facts": c.kept_facts, "text": c.text, "facts": c.facts}
     with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
         if own and own.shuffle:
             shuffled = expert.with_name(f"shuffled-{seed}")
@@ -169,6 +165,12 @@ class Bench:
         if load and c.inject.base == "expert":
             self.expert.apply(self.model, c.model)
         self.weights = {name: weight(module).clone() for name, module in self.modules.items()}
+
+    def kept(self, weights: KeepSettings) -> list[Kept]:
+        """What a method may replay, by its weights."""
+        keep = stages.keep_list(self.c.keep_skills, self.c.kept_facts, self.c.text, weights)
+        assert keep is not None  # keep_skills is never empty
+        return keep.tokenised(self.model, self.tokenizer)
 
     def ask(self, model: Any) -> dict[str, Any]:
         """What a model can do now: test skills, facts, paraphrases, known facts, and the validation skills."""
@@ -235,21 +237,23 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         resumed = (work / "checkpoints").exists()
         bench = Bench(c, out, cell.seed, cell.load)
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / "statistics.safetensors"))
-        protected = ProtectedSubspaces.load(protection_folder(out, cell.method, cell.seed)) if method.protect else None
+        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
+        own = protection_folder(out, cell.method if method.protect else "none", cell.seed)
+        protected = ProtectedSubspaces.load(own) if method.rule != "none" else None
+        kept = bench.kept((method.protect or NONE).keep) if settings.rehearses or method.tuner == "corda" else []
         measuring, training_started = 0.0, clock()
 
-        def moment(model: PeftModel, epoch: float) -> dict[str, Any]:
+        def moment(model: Any, epoch: float) -> dict[str, Any]:
             nonlocal measuring
             before = clock()
-            deltas = ((name, live_delta(model, name)) for name in bench.modules)
+            deltas = ((name, live_delta(model, name, bench.weights[name])) for name in bench.modules)
             seconds = None if resumed else round(before - training_started - measuring, 2)
             found = {"epoch": epoch, "seconds": seconds, **bench.update(deltas, statistics, protected)}
             found |= bench.ask(model)
             measuring += clock() - before
             return found
 
-        def on_recall(model: PeftModel, recall: float, epoch: int) -> None:
+        def on_recall(model: Any, recall: float, epoch: int) -> None:
             passed = [m for m in map(mark, c.milestones) if recall >= float(m) and m not in moments]
             if passed:
                 moments.update(dict.fromkeys(passed, moment(model, epoch)))
@@ -264,7 +268,9 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
             adapted, record = inject(
                 *(bench.model, bench.tokenizer, bench.facts, settings, work, protected, names, cell.seed, cell.method),
                 on_recall=on_recall,
-                dora=method.dora,
+                tuner=method.tuner,
+                kept=kept,
+                statistics=kept_from_tensors(load_tensors(own / STATISTICS)) if settings.drift else None,
             )
         except DivergedError as error:
             result["failed"] = str(error)
@@ -298,15 +304,17 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
     started = time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
         bench = Bench(c, out, cell.seed, cell.load)
-        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / "statistics.safetensors"))
+        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
         moments: dict[str, Any] = {}
         for m, norm in norms.items():
             adapted = PeftModel.from_pretrained(bench.model, str(out / "adapters" / source / m)).eval()
-            own = bench.update(((n, live_delta(adapted, n)) for n in bench.modules), {})["norm"] or 0.0
+            own = (
+                bench.update(((n, live_delta(adapted, n, bench.weights[n])) for n in bench.modules), {})["norm"] or 0.0
+            )
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:
                     parameter.data *= norm / own
-            deltas = ((n, live_delta(adapted, n)) for n in bench.modules)
+            deltas = ((n, live_delta(adapted, n, bench.weights[n])) for n in bench.modules)
             moments[m] = {"epoch": None, "seconds": None, "factor": norm / own, **bench.update(deltas, statistics)}
             moments[m] |= bench.ask(adapted)
             adapted.unload()

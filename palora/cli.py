@@ -143,7 +143,7 @@ def protect(
     model: Model,
     out: Out,
     rule: Annotated[
-        str, typer.Option("--rule", help="svf, svf_weighted, sigma, random, activation, covariance or none.")
+        str, typer.Option("--rule", help="svf, svf_weighted, sigma, random, activation, covariance, svf_covariance, whitened or none.")
     ] = "covariance",
     expert: ExpertDir = None,
     skill: Skills = None,

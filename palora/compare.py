@@ -56,27 +56,42 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
     check(c, out)
     atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
     shared = shared_inputs(c)
-    cells = plan(c)
-    keys = {cell: training_key(c, shared, cell) for cell in cells}
     references = {seed: reference_key(c, shared, seed) for seed in c.seeds}
-    missing = [cell for cell in cells if not _file(out, keys[cell]).exists()]
-    log.info("%d of %d cells are done", len(cells) - len(missing), len(cells))
+    keys = {cell: training_key(c, shared, cell) for cell in plan(c)}
 
-    unmeasured = [seed for seed in c.seeds if not _file(out, references[seed]).exists()]
-    seeds = [s for s in c.seeds if s in unmeasured or any(cell.seed == s for cell in missing)]
-    protections = sorted({(name, cell.seed) for cell in missing for name in ("none", _protection(c, cell.method))})
-    jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
-    jobs += [Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing]
+    def undone(cells: Sequence[Cell]) -> list[Cell]:
+        return [cell for cell in cells if not _file(out, keys[cell]).exists()]
+
+    def found(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        return [_run(out, cell, keys[cell]) for cell in cells]
+
+    sweep = [cell for cell in keys if cell.seed in c.swept or len(c.methods[cell.method].learning_rates) == 1]
+    after = len({(cell.method, cell.load) for cell in keys if cell not in sweep}) * (len(c.seeds) - len(c.swept))
+    log.info("%d of %d cells are done", sum(_file(out, k).exists() for k in keys.values()), len(sweep) + after)
+
     with Workers(workers) as crew:
-        crew.run([Job(f"expert, seed {s}", prepare_expert, (c, out, s)) for s in seeds])
-        crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in protections])
-        crew.run(jobs)
-        runs = [_run(out, cell, keys[cell]) for cell in cells]
+
+        def train(cells: Sequence[Cell], unmeasured: Sequence[int] = ()) -> None:
+            """What the cells need that is not there, then the cells."""
+            missing = undone(cells)
+            seeds = sorted({*unmeasured, *(cell.seed for cell in missing)})
+            crew.run([Job(f"expert, seed {s}", prepare_expert, (c, out, s)) for s in seeds])
+            protections = sorted({(n, cell.seed) for cell in missing for n in ("none", _protection(c, cell.method))})
+            crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in protections])
+            jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
+            crew.run([*jobs, *(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing)])
+
+        train(sweep, [seed for seed in c.seeds if not _file(out, references[seed]).exists()])
         measured = [read_json(_file(out, key)) for key in references.values()]
-        chosen = choose_rates(c, runs, measured)
+        chosen = choose_rates(c, found(sweep), measured)
+        rest = [
+            cell for cell in keys if cell not in sweep and cell.learning_rate == chosen[str(cell.load)][cell.method]
+        ]
+        train(rest)
+        runs = found([*sweep, *rest])
         scaled = plan_scaled(c, runs, chosen)
-        undone = [s for s in scaled if not _file(out, s.key).exists()]
-        crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in undone])
+        missing = [s for s in scaled if not _file(out, s.key).exists()]
+        crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in missing])
     runs += [_run(out, s.cell, s.key) for s in scaled]
     result = summarise(c, runs, measured, chosen)
     result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": _machine()}
@@ -86,7 +101,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
 
 
 def plan(c: Comparison) -> list[Cell]:
-    """Every training of a comparison, seed by seed, so that what is done at any time can be compared."""
+    """Every training of a comparison, seed by seed. Of the seeds that are not swept only the chosen rates are run."""
     return [
         Cell(name, load, rate, seed)
         for seed in c.seeds
@@ -136,8 +151,12 @@ def check(c: Comparison, out: Path) -> None:
     facts = len(read_facts(c.facts))
     if facts < max(c.loads):
         raise InputError(f"{c.facts} holds {facts} facts, and a load is {max(c.loads)}; lower it, or give more facts")
-    if c.known_facts:
-        read_facts(c.known_facts)
+    known = read_facts(c.known_facts) if c.known_facts else []
+    kept = read_facts(c.kept_facts) if c.kept_facts else []
+    if shared_facts := {fact.question for fact in known} & {fact.question for fact in kept}:
+        raise InputError(
+            f"{c.kept_facts} and {c.known_facts} share {sorted(shared_facts)[0]!r}: a kept fact proves nothing"
+        )
     if c.text:
         stages.read_passages(c.text)
     for skill in stages.get_skills(c.skills):

@@ -30,7 +30,9 @@ class Method(_Strict):
     learning_rates: list[float] = Field(default_factory=list, description="its own sweep; the best one is reported")
     protect: ProtectSettings | None = Field(None, description="its protection; none is plain LoRA")
     shuffle: bool = Field(False, description="show the rule the expert's scales in a random order, in every matrix")
-    dora: bool = Field(False, description="PEFT's DoRA in place of LoRA")
+    tuner: Literal["lora", "dora", "mica", "corda", "osf", "full"] = Field(
+        "lora", description="PEFT's method (tuners.py)"
+    )
     inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`, e.g. weight_decay")
     scaled: Scaled | None = Field(None, description="no training: another method's adapter, scaled")
 
@@ -38,10 +40,10 @@ class Method(_Strict):
     def _check(self) -> "Method":
         if bool(self.learning_rates) == bool(self.scaled):
             raise ValueError("give learning_rates, or scaled (which trains nothing), one of the two")
-        if self.scaled and (self.protect or self.dora or self.inject):
+        if self.scaled and (self.protect or self.tuner != "lora" or self.inject):
             raise ValueError("scaled trains nothing, so it takes no other settings")
-        if self.dora and self.protect:
-            raise ValueError("dora cannot be put under a protection")
+        if self.tuner != "lora" and self.rule != "none":
+            raise ValueError(f"{self.tuner} cannot be put under a protection")
         if self.shuffle and (self.protect is None or self.protect.rule not in ("svf", "svf_weighted")):
             raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
@@ -49,6 +51,11 @@ class Method(_Strict):
                 "inject: learning rates are under learning_rates, and training stops at the last milestone"
             )
         return self
+
+    @property
+    def rule(self) -> str:
+        """The rule of its protection."""
+        return self.protect.rule if self.protect else "none"
 
 
 class Comparison(_Strict):
@@ -62,9 +69,13 @@ class Comparison(_Strict):
     keep_skills: list[str] = Field(min_length=1, description="of them those that are kept; the first trains the expert")
     facts: str = Field(description="the new facts; a load takes the first of them")
     known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
+    kept_facts: str | None = Field(
+        None, description="known facts that methods may keep and replay; none of known_facts"
+    )
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
     loads: list[int] = Field(min_length=1, description="how many facts are taught")
     seeds: list[int] = Field(min_length=1, description="each has its own expert, batches and test problems")
+    sweep_seeds: list[int] | None = Field(None, description="those every rate is tried with; all seeds by default")
     milestones: list[float] = Field(
         [0.9, 0.95, 0.99], min_length=1, description="methods are compared at these recalls"
     )
@@ -91,6 +102,8 @@ class Comparison(_Strict):
             raise ValueError(f"keep_skills: {missing[0]} is not measured; add it to skills")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.loads)) < len(self.loads) or min(self.loads) < 1:
             raise ValueError("seeds and loads: each once, and loads of at least one fact")
+        if self.sweep_seeds is not None and not (self.sweep_seeds and set(self.sweep_seeds) <= set(self.seeds)):
+            raise ValueError("sweep_seeds: some of the seeds")
         if self.inject.stop_at_recall is not None:
             raise ValueError("inject.stop_at_recall: training stops at the last milestone; leave it out")
         trained = [name for name, method in self.methods.items() if not method.scaled]
@@ -99,14 +112,19 @@ class Comparison(_Strict):
         for name, method in self.methods.items():
             if method.scaled and not {method.scaled.of, method.scaled.to} <= set(trained):
                 raise ValueError(f"methods.{name}: scaled needs two trained methods; there are {', '.join(trained)}")
-            if method.scaled and self.methods[method.scaled.of].dora:
-                raise ValueError(f"methods.{name}: an update of DoRA is not linear in its factors, so cannot be scaled")
+            if method.scaled and self.methods[method.scaled.of].tuner != "lora":
+                raise ValueError(f"methods.{name}: only an update of LoRA is linear in B, so that it can be scaled")
             for rate in method.learning_rates:
                 try:
                     self.training(name, rate)
                 except ValidationError as error:
                     raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
         return self
+
+    @property
+    def swept(self) -> list[int]:
+        """The seeds that every learning rate is tried with."""
+        return self.seeds if self.sweep_seeds is None else self.sweep_seeds
 
     def training(self, method: str, learning_rate: float) -> InjectSettings:
         """The settings that a method is trained with."""

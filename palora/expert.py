@@ -29,7 +29,7 @@ from palora.generation import end_tokens, generate_ids
 from palora.metrics import MetricsLog
 from palora.models import find_targets, fingerprints
 from palora.progress import progress_bar
-from palora.prompts import Example, encode_example, encode_prompt
+from palora.prompts import Example, encode_example, encode_prompt, pad
 from palora.recipe import ExpertSettings
 from palora.scoring import Answer, share_correct, solve
 from palora.skills import Problem, Skill
@@ -155,7 +155,7 @@ def _step(
     total = 0.0
     for start in range(0, len(examples), settings.micro_batch_size):
         part = slice(start, start + settings.micro_batch_size)
-        logp = sequence_log_probability(model, examples[part], tokenizer.pad_token_id)
+        logp = sequence_log_probability(model, examples[part])
         loss = -(weights[part].to(logp.device) * logp).sum()
         loss.backward()
         total += loss.item()
@@ -206,20 +206,11 @@ def _rollouts(
     return rollouts
 
 
-def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example], pad: int) -> Tensor:
+def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example]) -> Tensor:
     """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable."""
-    width = max(len(e.prompt) + len(e.answer) for e in examples)
-    ids = torch.full((len(examples), width), pad)
-    attended = torch.zeros_like(ids)
-    answered = torch.zeros(len(examples), width, dtype=torch.bool)
-    for row, (prompt, answer) in enumerate(examples):
-        length = len(prompt) + len(answer)
-        ids[row, :length] = torch.tensor([*prompt, *answer])
-        attended[row, :length] = 1
-        answered[row, len(prompt) : length] = True
-    ids, attended, answered = (t.to(model.device) for t in (ids, attended, answered))
+    ids, attended, answered = pad(examples, model.device)
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
-    logp = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * answered[:, 1:]
+    logp = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * answered
     return logp.sum(1)
 
 

@@ -6,32 +6,36 @@ update cannot touch the protected subspace (see `lora.py`). The same function tr
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from palora.errors import DivergedError, InputError
 from palora.facts import Fact
 from palora.files import clear_errors, load_tensors, save_tensors, sha256
-from palora.lora import PaloraConfig, load_trained_factors, trained_factors
+from palora.keep import Kept
+from palora.lora import load_trained_parameters, trained_parameters
 from palora.metrics import MetricsLog, read_metrics
-from palora.models import find_targets, fingerprints, target_endings
+from palora.models import find_targets, fingerprints, taught, weight
 from palora.progress import progress_bar
 from palora.prompts import encode_example
 from palora.recipe import InjectSettings
+from palora.regularisers import Rehearsal, Term, drift
 from palora.scoring import ask_facts, share_correct
+from palora.statistics import InputStatistics
 from palora.subspace import ProtectedSubspaces
+from palora.tuners import Tuner, tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FACTORS = "trained_factors.safetensors"
-OnRecall = Callable[[PeftModel, float, int], None]
+FACTORS = "trained.safetensors"
+OnRecall = Callable[[Any, float, int], None]
 
 
 def inject(
@@ -45,8 +49,10 @@ def inject(
     seed: int = 0,
     stage: str = "palora",
     on_recall: OnRecall | None = None,
-    dora: bool = False,
-) -> tuple[PeftModel, dict[str, Any]]:
+    tuner: Tuner = "lora",
+    kept: Sequence[Kept] = (),
+    statistics: Mapping[str, InputStatistics] | None = None,
+) -> tuple[Any, dict[str, Any]]:
     """Train an adapter on the facts.
 
     Args:
@@ -58,30 +64,33 @@ def inject(
         stage: the arm's name in the metrics.
         on_recall: called at every recall check with the model (in evaluation mode), its recall and the epoch. With it,
             recall is checked also where `stop_at_recall` is not set.
-        dora: PEFT's DoRA (arXiv 2402.09353) in place of LoRA; only without a protection.
+        tuner: how the update is parametrised (`tuners.py`); others than lora only without a protection.
+        kept: what is to be kept, for `settings.replay` and `distil` and the tuner corda.
+        statistics: the inputs of what is to be kept, for `settings.drift`.
 
-    Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter) and the training record.
+    Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter), or for the tuner full the model itself, and
+    the training record.
 
-    Raises: InputError where a fact is longer than the model's context; PaloraError when the loss is no longer a number.
+    Raises: InputError where a fact is longer than the model's context, or something to keep is missing; PaloraError
+    when the loss is no longer a number.
     """
     from datasets import Dataset
     from trl import SFTTrainer
 
     rows = _rows(model, tokenizer, facts, settings)
-    names = list(protection) if protection else list(find_targets(model, targets))
+    names = taught(list(protection or find_targets(model, targets)), settings.targets)
     modules = find_targets(model, names)
-    identity = sha256(repr((settings, rows, seed, fingerprints(modules), _identity(protection), dora)).encode())
+    rehearsed = kept if settings.rehearses or tuner == "corda" else ()
+    weighed = [float(s.factor.double().sum()) for s in (statistics or {}).values()] if settings.drift else []
+    identity = sha256(
+        repr((settings, rows, seed, fingerprints(modules), _identity(protection), tuner, rehearsed, weighed)).encode()
+    )
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
-    common: dict[str, Any] = {
-        "r": settings.r,
-        "lora_alpha": settings.lora_alpha,
-        "lora_dropout": settings.lora_dropout,
-        "target_modules": target_endings(model, names),
-        "task_type": "CAUSAL_LM",
-    }
-    config = PaloraConfig(**common, protection=protection) if protection else LoraConfig(**common, use_dora=dora)
-    peft_model = get_peft_model(model, config)
+    before = {name: weight(module).clone() for name, module in modules.items()} if settings.drift else {}
+    examples = [example for thing in kept if thing.weight > 0 for example in thing.examples]
+    tuned = tune(model, settings, names, protection, tuner, examples)
+    terms = _terms(settings, kept, {n: s for n, s in (statistics or {}).items() if n in before}, before, seed, tuner)
     resume_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     log = MetricsLog(work / "metrics.jsonl", stage, resume_step)
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
@@ -89,8 +98,16 @@ def inject(
     arguments = _arguments(settings, work, seed, steps_per_epoch, model.device.type)
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
-    trainer = SFTTrainer(
-        model=peft_model,
+
+    class Trainer(SFTTrainer):
+        """TRL's, with what is added to the loss while training."""
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss + sum(term(model, self.state.global_step) for term in terms) if terms else loss
+
+    trainer = Trainer(
+        model=tuned,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -100,7 +117,7 @@ def inject(
     bar = progress_bar(f"Teaching the facts ({stage})", settings.epochs * steps_per_epoch, resume_step)
     with clear_errors(work / "checkpoints"), bar as watch.advance:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not all(factor.isfinite().all() for factor in trained_factors(peft_model).values()):  # after the last log
+    if not all(factor.isfinite().all() for factor in trained_parameters(tuned).values()):  # after the last log
         raise _diverged("an update", trainer.state.global_step, settings)
     record = {
         "steps": trainer.state.global_step,
@@ -110,7 +127,30 @@ def inject(
         "settings": settings.model_dump(),
         "seed": seed,
     }
-    return peft_model.eval(), record
+    return tuned.eval(), record
+
+
+def _terms(
+    settings: InjectSettings,
+    kept: Sequence[Kept],
+    statistics: Mapping[str, InputStatistics],
+    before: Mapping[str, Tensor],
+    seed: int,
+    tuner: Tuner,
+) -> list[Term]:
+    """What the settings add to the loss."""
+    terms: list[Term] = []
+    if settings.drift:
+        if tuner not in ("lora", "mica"):
+            raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
+        terms.append(drift(settings.drift, statistics, before))
+    if settings.replay or settings.distil:
+        if settings.distil and tuner in ("full", "corda"):
+            raise InputError(
+                f"inject.distil needs the untrained model beside the trained one; the tuner {tuner} has none"
+            )
+        terms.append(Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed))
+    return terms
 
 
 def _last(work: Path, key: str) -> Any:
@@ -235,12 +275,12 @@ class _ExactResume(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_tensors(folder / FACTORS, trained_factors(model))
+        save_tensors(folder / FACTORS, trained_parameters(model))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         stored = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FACTORS
         if stored.exists():
-            load_trained_factors(model, load_tensors(stored))
+            load_trained_parameters(model, load_tensors(stored))
 
 
 def _identity(protection: ProtectedSubspaces | None) -> str:

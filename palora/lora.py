@@ -198,35 +198,28 @@ def constrained_layers(model: nn.Module) -> dict[str, PaloraLinear]:
     }
 
 
-def trained_factors(model: nn.Module) -> dict[str, Tensor]:
-    """The factors A and B as they are trained, not folded: what an exact resume needs."""
-    return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name or "lora_B" in name}
+def factors(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """A' (r, n), B' (m, r) and the scaling α / r of the adapter `default` of a LoRA model in training, by the path of
+    the matrix in the base model: differentiable, and folded where there is a protection."""
+    found = {}
+    for name in names:
+        layer: Any = model.get_submodule(f"base_model.model.{name}")
+        constrained = isinstance(layer, PaloraLinear)
+        A, B = (
+            layer.folded("default") if constrained else (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        )
+        found[name] = A, B, layer.scaling["default"]
+    return found
+
+
+def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that is trained, as it is trained (factors not folded): what an exact resume needs."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
-def load_trained_factors(model: nn.Module, factors: dict[str, Tensor]) -> None:
-    """Put back what `trained_factors` gave."""
+def load_trained_parameters(model: nn.Module, stored: dict[str, Tensor]) -> None:
+    """Put back what `trained_parameters` gave."""
     own = dict(model.named_parameters())
-    for name, factor in factors.items():
-        own[name].copy_(factor)
-
-
-@torch.no_grad()
-def live_delta(model: nn.Module, name: str) -> Tensor:
-    """ΔW (m, n) of one matrix of a PEFT model in training, under whatever constraint: what merging would add to W.
-
-    Args:
-        model: a PEFT model with the one adapter `default`: LoRA, constrained LoRA or DoRA.
-        name: the path of the matrix in the model without the adapter.
-    """
-    layer: Any = model.get_submodule(f"base_model.model.{name}")
-    if "default" in getattr(layer, "lora_magnitude_vector", {}):  # DoRA: also W itself is rescaled
-        stored = layer.base_layer.weight
-        before = stored.detach().clone()
-        layer.merge()
-        delta = stored.detach() - before
-        layer.unmerge()
-        stored.copy_(before)
-    else:
-        delta = layer.get_delta_weight("default")
-    return delta.T if isinstance(layer.base_layer, Conv1D) else delta
+    for name, value in stored.items():
+        own[name].copy_(value)

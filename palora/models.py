@@ -6,7 +6,7 @@ transpose. Everything above this file sees (m, n).
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,18 @@ def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str
             tied = embedding[id(module.weight)]
             raise InputError(f"{name} is tied to {tied}: it cannot be changed by itself; leave it out of --targets")
     return {name: module for name, module in linears.items() if any(_ends(name, e) for e in endings)}
+
+
+def taught(names: Sequence[str], endings: Sequence[str] | None) -> list[str]:
+    """Those of the targeted matrices that stage 2 teaches: with one of the `endings`; all where there are none given.
+
+    Raises: InputError for an ending that names none of them.
+    """
+    if not endings:
+        return list(names)
+    if missing := [e for e in endings if not any(_ends(name, e) for name in names)]:
+        raise InputError(f"inject.targets: none of the targeted matrices is named {missing[0]}")
+    return [name for name in names if any(_ends(name, e) for e in endings)]
 
 
 def target_endings(model: nn.Module, names: list[str]) -> list[str]:

@@ -35,6 +35,8 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     expert = out / "expert"
     stages.train_expert(base, recipe.expert, expert, recipe.skills[0], recipe.seed)
 
+    kept_facts = recipe.kept_facts or recipe.known_facts
+
     def protect(arm: str, folder: Path) -> None:
         settings, training = recipe.arm(arm)
         stages.protect(
@@ -43,7 +45,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             folder,
             expert=expert,
             skills=recipe.skills,
-            known_facts=recipe.known_facts,
+            known_facts=kept_facts,
             text=recipe.text,
             facts=recipe.facts,
             seed=recipe.seed,
@@ -70,6 +72,10 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             control=control,
             seed=recipe.seed,
             arm=arm,
+            skills=recipe.skills,
+            known_facts=kept_facts,
+            text=recipe.text,
+            keep=settings.keep,
         )
 
     rows = [row for folder in (expert, *adapters.values()) for row in read_metrics(folder / "metrics.jsonl")]
@@ -103,7 +109,7 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
         except InputError as error:
             raise InputError(f"{'protect' if arm == 'palora' else f'arms.{arm}.protect'}: {error}") from None
     base.check()
-    for file in filter(None, (recipe.facts, recipe.known_facts)):
+    for file in filter(None, (recipe.facts, recipe.known_facts, recipe.kept_facts)):
         read_facts(file)
     if recipe.text:
         stages.read_passages(recipe.text)

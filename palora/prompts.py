@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_PROMPT = "Question: {question}\nAnswer:"
@@ -38,6 +40,25 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", question: str, answer: 
         # A template that rewrites the history (some do) does not begin with its own prompt: then end the turn plainly.
         text = whole[len(prompt) :].rstrip("\n") if whole.startswith(prompt) else answer + eos
     return Example(encode_prompt(tokenizer, question), tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def pad(rows: Sequence[Example], device: "torch.device | str") -> "tuple[Tensor, Tensor, Tensor]":
+    """Examples as one batch, padded on the right.
+
+    Returns: token ids (batch, width); 1 where they are no padding (batch, width); and which of the targets ids[:, 1:]
+    are an answer's, (batch, width − 1): all of a row that has no answer, which is plain text.
+    """
+    import torch
+
+    width = max(len(e.prompt) + len(e.answer) for e in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attended, answers = torch.zeros_like(ids), torch.zeros(len(rows), width - 1, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(rows):
+        length = len(prompt) + len(answer)
+        ids[row, :length] = torch.tensor([*prompt, *answer])
+        attended[row, :length] = 1
+        answers[row, (len(prompt) - 1 if answer else 0) : length - 1] = True
+    return ids.to(device), attended.to(device), answers.to(device)
 
 
 def _chat(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str | None) -> str:

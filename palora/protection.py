@@ -8,7 +8,6 @@ the coverage tells what a protection is worth: the share of the skill's input en
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 from palora.decomposition import Decomposition, decompose_targets
 from palora.errors import InputError
 from palora.facts import Fact
+from palora.keep import Keep
 from palora.models import find_targets, fingerprints, target_endings, weight
 from palora.progress import progress_bar
-from palora.prompts import Example, encode_example
-from palora.rules import EXPERT_RULES, INPUT_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
-from palora.scoring import solve
-from palora.skills import Skill
-from palora.statistics import Covariances, InputStatistics, collect, groups, mix, to_tensors
+from palora.prompts import encode_example
+from palora.rules import EXPERT_RULES, KEEP_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
+from palora.statistics import KEPT, Covariances, InputStatistics, collect, groups, mix, to_tensors
 from palora.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.svf import Expert
 
@@ -32,17 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("palora")
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What is to be kept, and how much each kind weighs (shared equally within a kind)."""
-
-    skills: Sequence[Skill] = ()
-    known_facts: Sequence[Fact] = ()
-    text: Sequence[str] = ()
-    weights: Mapping[str, float] = field(default_factory=lambda: {"skills": 1.0, "known_facts": 1.0, "text": 1.0})
-    examples: int = 512
 
 
 def protect(
@@ -70,19 +57,20 @@ def protect(
         targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
         base: the weights that stage 2 trains on, whose inputs are kept: expert (where there is one) or original.
 
-    Returns: the subspaces with their record, and the skill's input statistics by name, for `drift`.
+    Returns: the subspaces with their record, and the input statistics to store beside them: the skills', on which drift
+    is measured, and those of everything kept where that is more.
 
     Raises: InputError where rule, budget, expert and model do not go together.
     """
     sides = check_rule(rule, budget, sides)
     if rule in EXPERT_RULES and expert is None:
         raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
-    if rule in INPUT_RULES and keep is None:
+    if rule in KEEP_RULES and keep is None:
         raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts or --text")
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     prints = fingerprints(modules, model)
     decompositions: dict[str, Decomposition] = {}
-    if expert is not None or rule not in INPUT_RULES | {"none"}:
+    if expert is not None or rule not in KEEP_RULES | {"none"}:
         with progress_bar("Decomposing", len(modules)) as advance:
             decompositions = decompose_targets(modules, advance)
     if expert is not None and base == "expert":
@@ -91,6 +79,7 @@ def protect(
     statistics, skill_only = _statistics(model, tokenizer, modules, keep) if keep else ({}, {})
     fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
     generator = torch.Generator().manual_seed(seed)
+    moved = {n: _movement(d, expert.scales[n]) for n, d in decompositions.items()} if expert else {}
     subspaces: dict[str, ProtectedSubspace] = {}
     described: dict[str, Any] = {}
     for name in modules:
@@ -99,6 +88,8 @@ def protect(
             scales=expert.scales[name] if expert else None,
             statistics=statistics.get(name),
             generator=generator,
+            W=weight(modules[name]),
+            emphasis=moved[name] / (mean(moved.values()) or 1.0) if moved else 1.0,
         )
         try:
             chosen = RULES[rule](evidence, budget, sides)
@@ -123,7 +114,7 @@ def protect(
         "sides": sides,
         "hard": rule not in SOFT_RULES,
         "budget": {key: value for key, value in vars(budget).items() if value is not None},
-        "keep": _describe(keep),
+        "keep": keep.describe() if keep else None,
         "expert": expert.record.get("skill") if expert else None,
         "seed": seed,
         "target_modules": target_endings(model, list(modules)),
@@ -131,7 +122,8 @@ def protect(
         "coverage": {kind: _mean([m["coverage"][kind] for m in described.values()]) for kind in ("skill", "facts")},
         "modules": described,
     }
-    return ProtectedSubspaces(subspaces, record), to_tensors(skill_only)
+    stored = to_tensors(skill_only) | (to_tensors(statistics, KEPT) if statistics is not skill_only else {})
+    return ProtectedSubspaces(subspaces, record), stored
 
 
 def coverage_warning(record: Mapping[str, Any]) -> str | None:
@@ -149,19 +141,10 @@ def coverage_warning(record: Mapping[str, Any]) -> str | None:
 def _statistics(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: dict[str, nn.Module], keep: Keep
 ) -> tuple[dict[str, InputStatistics], dict[str, InputStatistics]]:
-    """The mixed statistics of everything to keep, and those of the skills alone (empty without a skill)."""
-    kept: list[tuple[str, float, Sequence[Example]]] = [
-        (skill.name, keep.weights["skills"] / len(keep.skills), skill_examples(model, tokenizer, skill, keep.examples))
-        for skill in keep.skills
-    ]
-    if keep.known_facts and keep.weights["known_facts"] > 0:
-        known = [encode_example(tokenizer, f.question, f.answer) for f in keep.known_facts[: keep.examples]]
-        kept.append(("the known facts", keep.weights["known_facts"], known))
-    if keep.text and keep.weights["text"] > 0:
-        passages = [_passage(tokenizer, text) for text in keep.text[: keep.examples]]
-        kept.append(("the text", keep.weights["text"], passages))
-    if not any(share > 0 for _, share, _ in kept):
-        raise InputError("nothing is to be kept: every weight under keep is 0")
+    """The mixed statistics of everything to keep, and those of the skills alone: the same where there is nothing else,
+    empty without a skill."""
+    kept = keep.tokenised(model, tokenizer)
+    same = len(kept) == len(keep.skills) and keep.weights["skills"] > 0
     mixed: dict[str, InputStatistics] = {}
     skills_only: dict[str, InputStatistics] = {}
     for group in groups(modules):
@@ -170,29 +153,9 @@ def _statistics(
             with progress_bar(f"Statistics of {label}", len(examples)) as advance:
                 found.append((share, collect(model, group, examples, progress=advance)))
         mixed |= mix([(share, covariances) for share, covariances in found if share > 0])
-        if len(kept) == len(keep.skills) and keep.weights["skills"] > 0:  # the same mixture: do not factorise it twice
-            skills_only |= {name: mixed[name] for name in group}
-        elif keep.skills:
+        if keep.skills and not same:
             skills_only |= mix([(1.0, covariances) for _, covariances in found[: len(keep.skills)]])
-    return mixed, skills_only
-
-
-def skill_examples(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", skill: Skill, n: int
-) -> list[Example]:
-    """Tokenised problems with worked solutions: the gold ones where the skill has them, otherwise the model's own right
-    answers. Raises InputError where the model solves none of `n` problems."""
-    problems = skill.problems("train", n, 0)
-    if all(p.solution is not None for p in problems):
-        return [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
-    with progress_bar(f"Solving {skill.name}", len(problems)) as advance:
-        answers = solve(model, tokenizer, skill, problems, progress=advance)
-    right = [encode_example(tokenizer, a.prompt, a.text) for a in answers if a.correct]
-    if not right:
-        raise InputError(
-            f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
-        )
-    return right
+    return mixed, mixed if same else skills_only
 
 
 def _fact_statistics(
@@ -213,9 +176,10 @@ def _fact_statistics(
     return found
 
 
-def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:
-    ids = tokenizer(text, truncation=True, max_length=512)["input_ids"]
-    return Example(ids, [])
+def _movement(d: Decomposition, z: Tensor) -> float:
+    """‖s (z − 1)‖ / ‖s‖: how far the expert moved a matrix, relatively."""
+    s = d.s.cpu()
+    return float((s * (z.cpu() - 1)).norm() / s.norm())
 
 
 def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -> float | None:
@@ -227,15 +191,3 @@ def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return round(mean(known), 6) if known else None
-
-
-def _describe(keep: Keep | None) -> dict[str, Any] | None:
-    if keep is None:
-        return None
-    return {
-        "skills": [skill.name for skill in keep.skills],
-        "known_facts": len(keep.known_facts),
-        "text": len(keep.text),
-        "weights": dict(keep.weights),
-        "examples": keep.examples,
-    }

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from palora.errors import InputError
 
+PLAIN = {"drift": 0.0, "replay": 0.0, "distil": 0.0}  # what an arm does not have unless it says so
 ARM_NAME = r"\w[\w.-]*"  # it names a folder
 DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
 
@@ -56,11 +57,11 @@ class KeepSettings(_Settings):
 class ProtectSettings(_Settings):
     """The protected subspace. One of k, fraction, share and strength."""
 
-    rule: str = Field("covariance", description="svf, svf_weighted, sigma, random, activation, covariance or none")
+    rule: str = Field("covariance", description="a name in rules.py: svf, sigma, activation, covariance, …")
     k: int | None = Field(None, description="protected directions a matrix")
     fraction: float | None = Field(None, description="… as a fraction of the rank")
     share: float | None = Field(None, description="… as a share of the importance (activation: of the input energy)")
-    strength: float | None = Field(None, description="g of the soft rule covariance")
+    strength: float | None = Field(None, description="g of the soft rules covariance and svf_covariance")
     sides: Literal["both", "input", "output"] | None = Field(None, description="by default both; input for input rules")
     keep: KeepSettings = Field(default_factory=KeepSettings)  # type: ignore[arg-type]
 
@@ -69,6 +70,9 @@ class InjectSettings(_Settings):
     """Stage 2: LoRA on the facts."""
 
     base: Literal["expert", "original"] = Field("expert", description="the weights the adapter is trained on")
+    targets: list[str] | None = Field(
+        None, description="endings of those of the targeted matrices that are taught; all"
+    )
     r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: int = Field(32, ge=1, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
@@ -82,8 +86,17 @@ class InjectSettings(_Settings):
     stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
     recall_every: int = Field(2, ge=1, description="epochs between the recall checks of stop_at_recall")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
+    drift: float = Field(0.0, ge=0, description="λ of λ · drift² in the loss: how far outputs on what is kept may move")
+    replay: float = Field(0.0, ge=0, description="ρ: weight of the loss on rows of what is kept, beside the facts'")
+    distil: float = Field(0.0, ge=0, description="κ: weight of KL(start ‖ now) on such rows")
+    kept_batch_size: int = Field(50, ge=1, description="such rows a step, for replay and distil")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     bf16: bool = Field(False, description="bfloat16 autocast while training")
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether rows of what is kept are shown while training."""
+        return bool(self.replay or self.distil)
 
 
 class EvaluateSettings(_Settings):
@@ -116,6 +129,7 @@ class Recipe(_Settings):
     )
     facts: str = Field(description="JSONL, CSV or Parquet with question and answer")
     known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
+    kept_facts: str | None = Field(None, description="known facts to keep (protect.keep); by default known_facts")
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
     expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
     protect: ProtectSettings = Field(default_factory=lambda: ProtectSettings(strength=DEFAULT_STRENGTH))  # type: ignore[call-arg]
@@ -144,7 +158,7 @@ class Recipe(_Settings):
             return self.protect, self.inject
         own = self.arms.get(name) or ArmSettings()  # type: ignore[call-arg]
         protect = ProtectSettings.model_validate(own.protect or {"rule": "none"})
-        return protect, InjectSettings.model_validate(self.inject.model_dump() | own.inject)
+        return protect, InjectSettings.model_validate(self.inject.model_dump() | PLAIN | own.inject)
 
     @property
     def trained_arms(self) -> list[str]:
@@ -180,7 +194,7 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
         raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
-    for key in ("model", "facts", "known_facts", "text"):
+    for key in ("model", "facts", "known_facts", "kept_facts", "text"):
         _beside(values, key, path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):

@@ -13,6 +13,10 @@ Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be k
     activation     leading eigenvectors of C (the geometry of LoRA-Null and AlphaEdit)
     covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours). Of more than 1,024
                    inputs the leading 1,024 directions, the others not at all
+    svf_covariance covariance with a strength of its own for every matrix, g times how far the expert moved it
+                   relative to the others: the expert says how much to protect where, the inputs say what (ours)
+    whitened       the leading singular directions of W C^½: the inputs that make the largest outputs (the truncation
+                   of SVD-LLM, arXiv 2403.07378)
 
 `none` protects nothing: plain LoRA.
 """
@@ -100,12 +104,16 @@ class Evidence:
         scales: the expert's effective scales z_eff (r,), or None without an expert.
         statistics: the inputs that are to be kept, or None where none were collected.
         generator: seeded, for `random`.
+        W: the matrix (m, n) that stage 2 trains on, for `whitened`.
+        emphasis: how far the expert moved this matrix, relative to the mean of all; 1 without an expert.
     """
 
     decomposition: Decomposition | None
     scales: Tensor | None
     statistics: InputStatistics | None
     generator: torch.Generator
+    W: Tensor | None = None
+    emphasis: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def _decomposed(evidence: Evidence) -> Decomposition:
 
 def _scales(evidence: Evidence) -> Tensor:
     if evidence.scales is None:
-        raise InputError("the rule svf needs an expert: give --expert, or choose another rule")
+        raise InputError("this rule needs an expert: give --expert, or choose another rule")
     return evidence.scales
 
 
@@ -167,12 +175,34 @@ def covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
     """V = E diag(sqrt(w)), w = g·l / (1 + g·l) for the eigenvalues l of n·C / tr C (mean 1)."""
     kept = _kept(evidence)
     if budget.strength is None:
-        raise InputError("the rule covariance takes --strength, not k, fraction or share")
+        raise InputError("this rule takes --strength, not k, fraction or share")
     n = kept.factor.shape[0]
     relative = n * kept.eigenvalues / kept.trace
     w = budget.strength * relative / (1 + budget.strength * relative)
     seen = w > 1e-6  # directions the text never uses are free anyway: do not store them
     return Selection(ProtectedSubspace(input=(kept.directions * w.sqrt())[:, seen].contiguous()), None, w)
+
+
+def svf_covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+    """`covariance` of strength g · e, e = ‖s (z − 1)‖ / ‖s‖ of this matrix over its mean."""
+    _scales(evidence)
+    if budget.strength is not None:
+        budget = Budget(strength=max(budget.strength * evidence.emphasis, 1e-12))
+    return covariance(evidence, budget, sides)
+
+
+def whitened(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
+    """W F = Q diag(σ) Rᵀ for the factor F (n, q) of C: V spans F R_S, U = Q_S for the k largest σ."""
+    kept = _kept(evidence)
+    if evidence.W is None:
+        raise InputError("this rule needs the matrix itself")
+    factor = kept.factor.to(evidence.W.device)
+    left, sizes, right = torch.linalg.svd(evidence.W.float() @ factor, full_matrices=False)
+    used = sizes > 1e-6 * sizes[0]
+    k = budget.count(sizes[used].square())
+    V = torch.linalg.qr(factor @ right[:k].T).Q if sides in ("both", "input") else None
+    U = left[:, :k].contiguous() if sides in ("both", "output") else None
+    return Selection(ProtectedSubspace(input=V, output=U), None, sizes)
 
 
 def none(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
@@ -187,11 +217,14 @@ RULES: dict[str, Rule] = {
     "random": _components(lambda e: torch.rand(_decomposed(e).rank, generator=e.generator)),
     "activation": activation,
     "covariance": covariance,
+    "svf_covariance": svf_covariance,
+    "whitened": whitened,
     "none": none,
 }
-INPUT_RULES = frozenset({"activation", "covariance"})  # these have no output side
-SOFT_RULES = frozenset({"covariance"})
-EXPERT_RULES = frozenset({"svf", "svf_weighted"})  # these need an expert
+INPUT_RULES = frozenset({"activation", "covariance", "svf_covariance"})  # these have no output side
+KEEP_RULES = INPUT_RULES | {"whitened"}  # these need something to keep
+SOFT_RULES = frozenset({"covariance", "svf_covariance"})
+EXPERT_RULES = frozenset({"svf", "svf_weighted", "svf_covariance"})  # these need an expert
 
 
 def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
@@ -212,7 +245,7 @@ def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
         raise InputError(f"the rule {rule} takes a strength" + (f", not {given[0]}" if given else ""))
     if rule not in SOFT_RULES and rule != "none":
         if budget.strength is not None:
-            raise InputError(f"the rule {rule} takes k, fraction or share; strength belongs to covariance")
+            raise InputError(f"the rule {rule} takes k, fraction or share; strength belongs to the soft rules")
         if not given:
             raise InputError(f"the rule {rule} needs k, fraction or share")
     if rule == "random" and budget.share is not None:

@@ -27,11 +27,11 @@ from palora.evaluation import wilson
 from palora.expert import sequence_log_probability
 from palora.facts import Fact
 from palora.files import read_json, write_json
+from palora.keep import skill_examples
 from palora.models import find_targets, is_transposed, weight
 from palora.plots import split_module
 from palora.progress import progress_bar
 from palora.prompts import Example, batches, encode_example
-from palora.protection import skill_examples
 from palora.scoring import Answer, ask_facts, solve
 from palora.skills import Problem, Skill
 from palora.statistics import collect, groups
@@ -215,7 +215,6 @@ def scale_gradients(
     modules: Mapping[str, nn.Module],
     decompositions: Mapping[str, Decomposition],
     examples: Sequence[Example],
-    pad: int,
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -235,7 +234,7 @@ def scale_gradients(
         for start in range(0, len(examples), batch_size):
             part = examples[start : start + batch_size]
             with torch.enable_grad():
-                gradients = torch.autograd.grad(-sequence_log_probability(model, part, pad).sum(), stored)
+                gradients = torch.autograd.grad(-sequence_log_probability(model, part).sum(), stored)
             for (name, module), G in zip(modules.items(), gradients, strict=True):
                 per_batch[name].append(scale_gradient(decompositions[name], G.T if is_transposed(module) else G).cpu())
             tokens.append(sum(len(e.answer) for e in part))
@@ -255,11 +254,11 @@ def scale_gradients(
 
 
 @torch.no_grad()
-def perplexity(model: "PreTrainedModel", examples: Sequence[Example], pad: int, batch_size: int = 64) -> float:
+def perplexity(model: "PreTrainedModel", examples: Sequence[Example], batch_size: int = 64) -> float:
     """exp(mean loss of a token of the answers), each given what stands before it. Infinite where exp overflows."""
     total = 0.0
     for group in batches([len(e.prompt) + len(e.answer) for e in examples], batch_size):
-        total -= float(sequence_log_probability(model, [examples[i] for i in group], pad).double().sum())
+        total -= float(sequence_log_probability(model, [examples[i] for i in group]).double().sum())
     mean = total / sum(len(e.answer) for e in examples)
     return math.exp(mean) if mean < 700 else math.inf
 
@@ -299,7 +298,6 @@ def measure_spectrum(
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     if adapter is not None:
         adapter.check(dict(model.named_modules()))
-    pad: int = tokenizer.pad_token_id
     with progress_bar("Decomposing", len(modules)) as advance:
         decompositions = decompose_targets(modules, advance)
     kept = {"skill": skill_examples(model, tokenizer, skill, settings.examples)}
@@ -308,7 +306,7 @@ def measure_spectrum(
         kept["known_facts"] = [encode_example(tokenizer, f.question, f.answer) for f in known]
     overlaps = {kind: _overlaps(model, modules, decompositions, texts, kind) for kind, texts in kept.items()}
     with progress_bar("Gradient of the scales", len(kept["skill"])) as advance:
-        gradients = scale_gradients(model, modules, decompositions, kept["skill"], pad, settings.batch_size, advance)
+        gradients = scale_gradients(model, modules, decompositions, kept["skill"], settings.batch_size, advance)
 
     problems = skill.problems("test", settings.problems, seed)
     texts = dict(kept)
@@ -389,8 +387,7 @@ class _Exam:
         size, limit = self.settings.batch_size, self.settings.max_answer_tokens
         solved = solve(self.model, self.tokenizer, self.skill, self.problems, size)
         asked = ask_facts(self.model, self.tokenizer, self.known_facts, None, limit, size) if self.known_facts else []
-        pad: int = self.tokenizer.pad_token_id
-        found = {kind: perplexity(self.model, examples, pad, size) for kind, examples in self.texts.items()}
+        found = {kind: perplexity(self.model, examples, size) for kind, examples in self.texts.items()}
         return {
             "skill": _share(solved),
             "known_facts": _share(asked) if asked else None,

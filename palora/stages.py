@@ -31,6 +31,7 @@ from palora.files import (
     sha256,
     write_json,
 )
+from palora.keep import Keep
 from palora.model_card import model_card
 from palora.models import check_source, find_targets, fingerprints, known_targets, load_model
 from palora.recipe import ARM_NAME, EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
@@ -40,9 +41,9 @@ from palora.skills import Skill, get_skill
 from palora.spectrum import MARKER as SPECTRUM
 from palora.spectrum import SpectrumSettings, measure_spectrum
 from palora.spectrum_plots import render as render_spectrum
-from palora.statistics import from_tensors
+from palora.statistics import from_tensors, kept_from_tensors
 from palora.subspace import MARKER as PROTECTION
-from palora.subspace import ProtectedSubspaces
+from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import MARKER as EXPERT
 from palora.svf import Expert
 from palora.updates import MARKER as ADAPTER
@@ -109,7 +110,7 @@ def protect(
     """
     budget = check_protection(settings)
     loaded = Expert.load(expert) if expert else None
-    keep = _keep(skills, known_facts, text, settings.keep)
+    keep = keep_list(skills, known_facts, text, settings.keep)
     new = read_facts(facts) if facts else []
     inputs = _inputs(
         "protection",
@@ -154,18 +155,30 @@ def inject(
     control: bool = False,
     seed: int = 0,
     arm: str = "palora",
+    skills: Sequence[str] = (),
+    known_facts: str | None = None,
+    text: str | None = None,
+    keep: KeepSettings | None = None,
 ) -> None:
     """`palora inject`: a model, facts and a protection -> `adapter/`, a plain LoRA folder.
 
     Args:
-        protected: the protection folder; None is plain LoRA.
+        protected: the protection folder; None is plain LoRA. The statistics in it are what `settings.drift` uses.
         control: train plain LoRA all the same; its leak and drift are measured against `protected`.
+        skills, known_facts, text, keep: what is to be kept, and its weights: for `settings.replay` and `distil` only.
     """
     new = read_facts(facts)
     loaded = Expert.load(expert) if expert else None
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     if settings.base == "expert" and loaded is None:
         raise InputError("inject.base is expert: give --expert, or train on the original model with --base original")
+    rehearsed = keep_list(skills, known_facts, text, keep or KeepSettings()) if settings.rehearses else None  # type: ignore[call-arg]
+    if settings.rehearses and rehearsed is None:
+        raise InputError("replay and distil need something to keep: give --skill, --known-facts or --text")
+    stored = protected / STATISTICS if protected else None
+    tensors = load_tensors(stored) if stored and stored.exists() else {}
+    if settings.drift and not tensors:
+        raise InputError("--drift needs the statistics of what is kept: give a --protection that was made with --skill")
     if subspaces is not None and expert is not None:
         marked_by = subspaces.record.get("expert_fingerprint")
         if marked_by not in (None, identity(expert)):
@@ -178,6 +191,7 @@ def inject(
             identity(protected),
             control,
         ),
+        *([_skill_identity(s) for s in skills], identity(known_facts), identity(text), rehearsed and keep),
     )
     if _done(out, ADAPTER, inputs):
         return
@@ -194,11 +208,15 @@ def inject(
     names, prints = list(modules), fingerprints(modules, model)
     if settings.base == "expert" and loaded is not None:
         loaded.apply(model, base.model)
-    stored = protected / "statistics.safetensors" if protected else None
-    known = from_tensors(load_tensors(stored)) if stored and stored.exists() else {}
-    constraint = None if control else subspaces
+    measured, kept_statistics = from_tensors(tensors), kept_from_tensors(tensors)
+    constraint = None if control or (subspaces and subspaces.record["rule"] == "none") else subspaces
+    kept = rehearsed.tokenised(model, tokenizer) if rehearsed else []
     with _work(out) as work:
-        adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, names, seed, arm)
+        adapted, training = injection.inject(
+            *(model, tokenizer, new, settings, work, constraint, names, seed, arm),
+            kept=kept,
+            statistics=kept_statistics,
+        )
         with new_folder(out, ADAPTER) as staging:
             adapted.save_pretrained(str(staging), safe_serialization=True)
             if settings.base == "expert":  # so that nothing loads it onto the original model and says nothing
@@ -223,7 +241,7 @@ def inject(
                 "fingerprints": prints,
                 "update": {
                     "rule": constraint.record["rule"] if constraint else "none",
-                    **measure_update(Adapter.load(staging), modules, subspaces, known),
+                    **measure_update(Adapter.load(staging), modules, subspaces, measured),
                 },
                 "training": training,
                 "inputs": inputs,
@@ -391,13 +409,12 @@ def check_expert(record: Mapping[str, Any], expert: Path | None, what: str) -> N
         raise InputError(f"{what} was trained on another expert than {expert}; give the one it was trained on")
 
 
-def _keep(
-    skills: Sequence[str], known_facts: str | None, text: str | None, settings: KeepSettings
-) -> protection.Keep | None:
+def keep_list(skills: Sequence[str], known_facts: str | None, text: str | None, settings: KeepSettings) -> Keep | None:
+    """What is to be kept; None where nothing is named."""
     if not (skills or known_facts or text):
         return None
     weights = {"skills": settings.skills, "known_facts": settings.known_facts, "text": settings.text}
-    return protection.Keep(
+    return Keep(
         [get_skill(s) for s in skills],
         read_facts(known_facts) if known_facts else (),
         read_passages(text) if text else (),

@@ -12,9 +12,9 @@ so tr(M C Mᵀ) = ‖M F‖² + ρ (‖M‖² − ‖M E‖²) for any M. Exact 
 leading columns of E.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from palora.errors import InputError
 from palora.models import weight
 from palora.progress import progress_bar
-from palora.prompts import Example, batches
+from palora.prompts import Example, batches, pad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +67,18 @@ class InputStatistics:
             return kept
         E = self.directions.to(M.device)
         return kept + self.rest * max(0.0, float(M.square().sum() - (M @ E).square().sum()))
+
+    def moment(self, A: Tensor) -> Tensor:
+        """A C Aᵀ (r, r) for A (r, n), differentiable; the statistics must be on A's device."""
+        A, AF = A.float(), A.float() @ self.factor
+        if self.rest == 0:
+            return AF @ AF.T
+        AE = A @ self.directions
+        return AF @ AF.T + self.rest * (A @ A.T - AE @ AE.T)
+
+    def to(self, device: torch.device | str) -> "InputStatistics":
+        """The same statistics on another device."""
+        return replace(self, factor=self.factor.to(device))
 
     def coverage(self, basis: Tensor | None) -> float:
         """tr(Vᵀ C V) / tr(C) for an input basis V (n, k); 0 without one."""
@@ -117,18 +129,12 @@ def collect(
     if not examples:
         raise InputError("no text to collect statistics from")
     sums: Covariances = {}
-    rows = [[*e.prompt, *e.answer] for e in examples]
     state: dict[str, Tensor] = {}
     with _inputs(targets, sums, state):
-        for group in batches([len(r) for r in rows], batch_size):
-            width = max(len(rows[i]) for i in group)
-            ids = torch.zeros(len(group), width, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(group):
-                ids[row, : len(rows[index])] = torch.tensor(rows[index])
-                mask[row, : len(rows[index])] = 1
-            state["mask"] = mask.bool().to(model.device)
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        for group in batches([len(e.prompt) + len(e.answer) for e in examples], batch_size):
+            ids, attended, _ = pad([examples[i] for i in group], model.device)
+            state["mask"] = attended.bool()
+            model(input_ids=ids, attention_mask=attended, use_cache=False)
             if progress:
                 progress(len(group))
     for name, covariance in sums.items():
@@ -191,13 +197,25 @@ def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> Input
     return InputStatistics(scaled.float(), float(covariance.trace()))
 
 
-def to_tensors(statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
-    """For saving: `<module>.factor` (n, q) and `<module>.trace` ()."""
-    factors = {f"{name}.factor": s.factor for name, s in statistics.items()}
-    return factors | {f"{name}.trace": torch.tensor(s.trace) for name, s in statistics.items()}
+KEPT = "kept/"  # the prefix of the statistics of everything to keep, where that is more than the skills
 
 
-def from_tensors(tensors: dict[str, Tensor]) -> dict[str, InputStatistics]:
-    """The inverse of `to_tensors`."""
+def to_tensors(statistics: Mapping[str, InputStatistics], prefix: str = "") -> dict[str, Tensor]:
+    """For saving: `<module>.factor` (n, q) and `<module>.trace` (), their names after `prefix`."""
+    factors = {f"{prefix}{name}.factor": s.factor for name, s in statistics.items()}
+    return factors | {f"{prefix}{name}.trace": torch.tensor(s.trace) for name, s in statistics.items()}
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
+    """The skills' statistics from what `to_tensors` made."""
+    return _read({key: t for key, t in tensors.items() if not key.startswith(KEPT)})
+
+
+def kept_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
+    """The statistics of everything that is to be kept; the skills' where there is nothing else."""
+    return _read({key.removeprefix(KEPT): t for key, t in tensors.items() if key.startswith(KEPT)}) or _read(tensors)
+
+
+def _read(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
     names = [key.removesuffix(".factor") for key in tensors if key.endswith(".factor")]
     return {n: InputStatistics(tensors[f"{n}.factor"], float(tensors[f"{n}.trace"])) for n in names}

@@ -25,6 +25,7 @@ from palora.errors import InputError
 from palora.files import load_tensors, new_folder, read_json, save_tensors, write_json
 
 MARKER = "protection.json"
+STATISTICS = "statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
         with new_folder(Path(folder), MARKER) as staging:
             save_tensors(staging / "subspaces.safetensors", tensors)
             if extra:
-                save_tensors(staging / "statistics.safetensors", extra)
+                save_tensors(staging / STATISTICS, extra)
             write_json(staging / MARKER, self.record)
 
     @classmethod

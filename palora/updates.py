@@ -94,7 +94,8 @@ def measure_update(
         statistics: the inputs that drift is measured on; None: no drift.
 
     Returns: `{"leak", "drift", "norm", "relative_norm", "parameters", "layers": {path: {…}}}`. The totals:
-    leak is the largest of any matrix, drift the mean, norm sqrt(Σ ‖ΔW‖²), relative_norm that over sqrt(Σ ‖W‖²).
+    leak is the largest of any matrix; drift the mean over the matrices that have statistics, of which one without an
+    update counts 0; norm sqrt(Σ ‖ΔW‖²), relative_norm that over sqrt(Σ ‖W‖²).
     """
     hard = (
         protection is not None
@@ -122,7 +123,7 @@ def measure_update(
     drifts = [x for layer in layers.values() if (x := layer["drift"]) is not None]
     return {
         "leak": max(leaks) if leaks else None,
-        "drift": sum(drifts) / len(drifts) if drifts else None,
+        "drift": sum(drifts) / len(statistics) if drifts and statistics else None,
         "norm": total,
         "relative_norm": total / weights**0.5,
         "parameters": adapter.parameters,

@@ -51,7 +51,7 @@ def run(tokenizer, work, model=None, skill=None, **changes):
 
 def test_log_probability_is_of_the_answer_only(model):
     examples = [Example([5, 6, 7], [8, 9]), Example([10], [11, 12, 13])]
-    found = sequence_log_probability(model, examples, 0)
+    found = sequence_log_probability(model, examples)
     for example, value in zip(examples, found, strict=True):
         ids = torch.tensor([[*example.prompt, *example.answer]])
         logp = model(input_ids=ids).logits.log_softmax(-1)[0]

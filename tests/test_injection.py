@@ -8,10 +8,11 @@ from palora import injection
 from palora.errors import InputError, PaloraError
 from palora.facts import Fact
 from palora.injection import inject
+from palora.keep import Keep
 from palora.lora import constrained_layers
 from palora.metrics import read_metrics
 from palora.prompts import encode_example
-from palora.protection import Keep, protect
+from palora.protection import protect
 from palora.recipe import InjectSettings
 from palora.rules import Budget
 from palora.scoring import ask_facts, share_correct

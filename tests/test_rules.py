@@ -1,5 +1,7 @@
 """Each rule against its formula, and what a budget buys."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,6 +34,31 @@ def test_svf_weighted_weighs_by_the_singular_value(evidence):
     chosen = RULES["svf_weighted"](evidence, Budget(k=2), "both")
     expected = (evidence.decomposition.s * (evidence.scales - 1).abs()).topk(2).indices.sort().values
     assert chosen.indices.tolist() == expected.tolist()
+
+
+def test_svf_covariance_is_covariance_of_a_strength_of_its_own(evidence):
+    moved = replace(evidence, emphasis=2.5)
+    own = RULES["svf_covariance"](moved, Budget(strength=4.0), "input").subspace.input
+    assert torch.equal(own, RULES["covariance"](evidence, Budget(strength=10.0), "input").subspace.input)
+    with pytest.raises(InputError, match="needs an expert"):
+        RULES["svf_covariance"](replace(evidence, scales=None), Budget(strength=1.0), "input")
+
+
+def test_whitened_keeps_the_inputs_that_make_the_largest_outputs(evidence):
+    """With x = F a, a white: among all k directions of a those that are protected carry most of ‖W F a‖², and an update
+    does nothing to them."""
+    W, F = torch.randn(10, 16), evidence.statistics.factor
+    chosen = RULES["whitened"](replace(evidence, W=W), Budget(k=3), "both").subspace
+    V = chosen.input
+    assert torch.allclose(V.T @ V, torch.eye(3), atol=1e-5)
+    a = torch.linalg.lstsq(F.double(), V.double()).solution  # the directions of a whose inputs are protected
+    a = torch.linalg.qr(a).Q
+    largest = torch.linalg.svdvals(W.double() @ F.double())[:3].square().sum()
+    assert (W.double() @ F.double() @ a).square().sum() == pytest.approx(float(largest), rel=1e-3)
+    update = chosen.project_input(torch.randn(4, 16))
+    assert (update.double() @ F.double() @ a).norm() < 1e-4 * (torch.randn(4, 16).double() @ F.double() @ a).norm()
+    left = torch.linalg.svd(W @ F).U[:, :3]
+    assert torch.allclose(chosen.output @ chosen.output.T, left @ left.T, atol=1e-4)
 
 
 def test_sigma_takes_the_top_of_the_spectrum(evidence):
@@ -131,7 +158,7 @@ def test_wrong_budgets(values, message):
     [
         ("oplora", {"k": 1}, None, "unknown rule"),
         ("svf", {}, None, "needs k, fraction or share"),
-        ("svf", {"strength": 1}, None, "strength belongs to covariance"),
+        ("svf", {"strength": 1}, None, "strength belongs to the soft rules"),
         ("covariance", {"k": 3}, None, "takes a strength, not k"),
         ("activation", {"k": 3}, "both", "input side only"),
         ("random", {"share": 0.5}, None, "no share"),

@@ -6,9 +6,10 @@ from reference import covariance, drift
 from torch import nn
 
 from palora.errors import InputError
+from palora.keep import Keep
 from palora.models import find_targets
 from palora.prompts import Example
-from palora.protection import Keep, protect
+from palora.protection import protect
 from palora.rules import Budget
 from palora.skills import get_skill
 from palora.statistics import collect, factorise, from_tensors, groups, mix, to_tensors

@@ -1,0 +1,105 @@
+"""What may be added to the loss of stage 2, so that what is kept weighs in while the facts are learned:
+
+    drift      λ · mean over the matrices of tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)     needs only the input covariances C
+    replay     ρ · the next-token loss on rows of what is kept
+    distil     κ · KL(start ‖ now) on the same rows: the model as it was before stage 2 is its own teacher
+
+The last two show the model rows that it can already answer. None of them is a constraint; all can stand beside one.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palora.errors import InputError
+from palora.keep import Kept
+from palora.lora import factors
+from palora.prompts import Example, pad
+from palora.statistics import InputStatistics
+
+Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
+
+
+def drift_squared(model: nn.Module, statistics: Mapping[str, InputStatistics], energies: Mapping[str, float]) -> Tensor:
+    """The mean of drift² over the matrices of a LoRA model in training, differentiable, ().
+
+    With ΔW = c B A it is c² tr(Bᵀ B · A C Aᵀ) / tr(W C Wᵀ): products of r columns, never a matrix of W's size.
+
+    Args:
+        energies: tr(W C Wᵀ) of each matrix, of the weights before training.
+    """
+    drifts = []
+    for name, (A, B, scaling) in factors(model, list(statistics)).items():
+        moved = scaling**2 * ((B.T @ B) * statistics[name].moment(A)).sum()
+        drifts.append(moved / energies[name])
+    return torch.stack(drifts).mean()
+
+
+def drift(weight: float, statistics: Mapping[str, InputStatistics], W: Mapping[str, Tensor]) -> Term:
+    """λ · mean drift² on the inputs with these statistics.
+
+    Args:
+        weight: λ.
+        W: each matrix (m, n) before training.
+
+    Raises: InputError without statistics.
+    """
+    if not statistics:
+        raise InputError("inject.drift needs the statistics of what is kept: make the protection with --skill")
+    placed = {name: own.to(W[name].device) for name, own in statistics.items()}
+    energies = {name: own.energy(W[name]) for name, own in placed.items()}
+    return lambda model, step: weight * drift_squared(model, placed, energies)
+
+
+class Rehearsal:
+    """Replay and distillation: a batch of kept rows beside every batch of facts.
+
+    The rows of a step are drawn anew from the things to keep, by their weights; they depend on the seed and the step
+    only, so that a resumed training sees the same ones.
+
+    Args:
+        replay, distil: ρ and κ, one of them over 0.
+        batch_size: rows a step.
+
+    Raises: InputError where nothing is kept.
+    """
+
+    def __init__(
+        self,
+        replay: float,
+        distil: float,
+        kept: Sequence[Kept],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.kept = [thing for thing in kept if thing.weight > 0 and thing.examples]
+        if not self.kept:
+            raise InputError("replay and distil need something to keep: give a skill, known facts or text")
+        self.replay, self.distil, self.batch_size, self.seed = replay, distil, batch_size, seed
+
+    def rows(self, step: int) -> list[Example]:
+        """The kept rows of a step."""
+        rng = random.Random(f"{self.seed}/{step}")
+        things = rng.choices(self.kept, [thing.weight for thing in self.kept], k=self.batch_size)
+        return [rng.choice(thing.examples) for thing in things]
+
+    def __call__(self, model: Any, step: int) -> Tensor:
+        ids, attended, answers = pad(self.rows(step), next(model.parameters()).device)
+        inputs = {"input_ids": ids, "attention_mask": attended, "use_cache": False}
+        log_p = self._log_p(model, inputs, answers)
+        loss = log_p.new_zeros(())
+        if self.replay:
+            loss = loss + self.replay * F.nll_loss(log_p, ids[:, 1:][answers])
+        if self.distil:
+            with torch.no_grad(), model.disable_adapter():
+                before = self._log_p(model, inputs, answers)
+            loss = loss + self.distil * F.kl_div(log_p, before, reduction="batchmean", log_target=True)
+        return loss
+
+    @staticmethod
+    def _log_p(model: Any, inputs: Mapping[str, Any], answers: Tensor) -> Tensor:
+        return model(**inputs).logits[:, :-1][answers].float().log_softmax(-1)

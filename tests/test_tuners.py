@@ -1,0 +1,98 @@
+"""Each of PEFT's methods trains through `inject`, and `live_delta` is what it really does to each matrix."""
+
+import pytest
+import torch
+from conftest import tiny_llama
+
+from palora.errors import InputError
+from palora.injection import inject
+from palora.keep import Keep
+from palora.models import find_targets, weight
+from palora.recipe import InjectSettings
+from palora.skills import get_skill
+from palora.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.testbed.world import new_facts
+from palora.tuners import live_delta, tune
+
+TUNERS = ["lora", "dora", "mica", "corda", "osf", "full"]
+SETTINGS = InjectSettings(r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=3, batch_size=4)
+
+
+@pytest.fixture
+def kept(model, tokenizer):
+    return Keep([get_skill("chain")], examples=24).tokenised(model, tokenizer)
+
+
+def logits(model):
+    ids = torch.arange(4, 40).reshape(2, 18)
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_the_delta_is_what_the_trained_model_does(tuner, model, tokenizer, kept, tmp_path):
+    before = {name: weight(module).clone() for name, module in find_targets(model).items()}
+    tuned, record = inject(
+        model, tokenizer, new_facts(8), SETTINGS, tmp_path, seed=0, stage=tuner, tuner=tuner, kept=kept
+    )
+    assert record["steps"] == 6
+    plain = tiny_llama()
+    if tuner == "full":  # there everything else has moved too
+        plain.load_state_dict(tuned.state_dict())
+        for name, module in find_targets(plain).items():
+            module.weight.data.copy_(before[name])
+    for name, module in find_targets(plain).items():
+        delta = live_delta(tuned, name, before[name])
+        assert delta.norm() > 1e-3, "it has learned something"
+        module.weight.data += delta
+    assert torch.allclose(logits(plain), logits(tuned), atol=2e-4)
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_interrupted_it_ends_with_the_same_numbers(tuner, tokenizer, kept, tmp_path):
+    def run(epochs, work):
+        settings = SETTINGS.model_copy(update={"epochs": epochs, "replay": 0.5})
+        start = tiny_llama()
+        before = {name: weight(module).clone() for name, module in find_targets(start).items()}
+        tuned, _ = inject(start, tokenizer, new_facts(8), settings, work, tuner=tuner, kept=kept, on_recall=stop)
+        return {name: live_delta(tuned, name, W) for name, W in before.items()}
+
+    stopped = []
+
+    def stop(model, recall, epoch):
+        if stopped:
+            stopped.clear()
+            raise KeyboardInterrupt
+
+    whole = run(6, tmp_path / "whole")
+    stopped.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        run(6, tmp_path / "again")
+    again = run(6, tmp_path / "again")
+    assert all(torch.allclose(again[name], whole[name], atol=1e-6) for name in whole)
+
+
+def test_only_named_matrices_are_taught(model, tokenizer, tmp_path):
+    settings = SETTINGS.model_copy(update={"targets": ["down_proj"]})
+    before = {name: weight(module).clone() for name, module in find_targets(model).items()}
+    tuned, _ = inject(model, tokenizer, new_facts(8), settings, tmp_path)
+    for name, W in before.items():
+        assert (live_delta(tuned, name, W).norm() > 0) == name.endswith("down_proj")
+    with pytest.raises(InputError, match="none of the targeted matrices is named q_proj"):
+        inject(tiny_llama(), tokenizer, [], SETTINGS.model_copy(update={"targets": ["q_proj"]}), tmp_path)
+
+
+def test_what_does_not_go_together(model, tokenizer, kept, tmp_path):
+    names = list(find_targets(model))
+    protection = ProtectedSubspaces({name: ProtectedSubspace() for name in names}, {})
+    with pytest.raises(InputError, match="dora cannot be put under a protection"):
+        tune(model, SETTINGS, names, protection, "dora")
+    with pytest.raises(InputError, match="corda needs examples"):
+        tune(model, SETTINGS, names, tuner="corda")
+    for tuner, change, message in (
+        ("full", {"distil": 1.0}, "inject.distil needs the untrained model"),
+        ("osf", {"drift": 1.0}, "inject.drift is for an update of the form B A"),
+    ):
+        settings = SETTINGS.model_copy(update=change)
+        with pytest.raises(InputError, match=message):
+            inject(tiny_llama(), tokenizer, new_facts(4), settings, tmp_path, tuner=tuner, kept=kept)
