@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from pydantic import BaseModel
 from torch import Tensor
 
 from palora import stages
@@ -37,7 +38,7 @@ from palora.models import weight
 from palora.recipe import KeepSettings, ProtectSettings
 from palora.scoring import share_correct, solve
 from palora.skills import get_skill
-from palora.statistics import InputStatistics, from_tensors, kept_from_tensors
+from palora.statistics import InputStatistics, combine, from_tensors
 from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert
 from palora.tuners import live_delta
@@ -67,12 +68,17 @@ def base_of(c: Comparison) -> stages.Base:
     return stages.Base(c.model, c.dtype, c.device, tuple(c.targets) if c.targets else None)
 
 
+def sources_of(c: Comparison) -> stages.Sources:
+    """What methods may keep."""
+    return stages.Sources(tuple(c.keep_skills), c.kept_facts, c.text, c.prompts)
+
+
 # --- what a cell depends on -----------------------------------------------------------------------
 
 
 def shared_inputs(c: Comparison) -> str:
     """A hash of what all cells depend on: model, data, expert, and what is measured."""
-    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.kept_facts, c.text)]
+    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.kept_facts, c.text, c.prompts)]
     skills = [(s, stages.identity(s.partition("#")[0])) for s in (*c.skills, "", *c.keep_skills)]
     return _hash(FORMAT, files, skills, c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation)
 
@@ -95,7 +101,9 @@ def scaled_key(source: str, norms: Mapping[str, float]) -> str:
 
 
 def _hash(*parts: Any) -> str:
-    return sha256(repr(parts).encode())
+    """Settings count by what differs from the defaults: a setting that is new to palora makes no cell undone."""
+    plain = [p.model_dump(mode="json", exclude_defaults=True) if isinstance(p, BaseModel) else p for p in parts]
+    return sha256(repr(plain).encode())
 
 
 # --- prepared once, shared by the cells -----------------------------------------------------------
@@ -124,14 +132,13 @@ def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None
     own = c.methods.get(method)
     settings = own.protect if own and own.protect else NONE
     folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
-    kept: dict[str, Any] = {"skills": c.keep_skills, "known_facts": c.kept_facts, "text": c.text, "facts": c.facts}
     with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
         if own and own.shuffle:
             shuffled = expert.with_name(f"shuffled-{seed}")
             shuffle_scales(Expert.load(expert), seed).save(shuffled)
             stages.protect(base_of(c), settings, folder, shuffled, seed=seed)
         else:
-            stages.protect(base_of(c), settings, folder, expert, **kept, seed=seed)
+            stages.protect(base_of(c), settings, folder, expert, sources_of(c), c.facts, seed)
 
 
 def shuffle_scales(expert: Expert, seed: int) -> Expert:
@@ -167,8 +174,8 @@ class Bench:
         self.weights = {name: weight(module).clone() for name, module in self.modules.items()}
 
     def kept(self, weights: KeepSettings) -> list[Kept]:
-        """What a method may replay, by its weights."""
-        keep = stages.keep_list(self.c.keep_skills, self.c.kept_facts, self.c.text, weights)
+        """What a method may be shown, by its weights."""
+        keep = sources_of(self.c).load(weights)
         assert keep is not None  # keep_skills is never empty
         return keep.tokenised(self.model, self.tokenizer)
 
@@ -237,10 +244,11 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         resumed = (work / "checkpoints").exists()
         bench = Bench(c, out, cell.seed, cell.load)
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
-        own = protection_folder(out, cell.method if method.protect else "none", cell.seed)
+        kinds = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
+        statistics = kinds["skills"]
+        own = protection_folder(out, cell.method, cell.seed)
         protected = ProtectedSubspaces.load(own) if method.rule != "none" else None
-        kept = bench.kept((method.protect or NONE).keep) if settings.rehearses or method.tuner == "corda" else []
+        kept = bench.kept(settings.keep) if settings.rehearses or method.tuner == "corda" else []
         measuring, training_started = 0.0, clock()
 
         def moment(model: Any, epoch: float) -> dict[str, Any]:
@@ -270,7 +278,7 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
                 on_recall=on_recall,
                 tuner=method.tuner,
                 kept=kept,
-                statistics=kept_from_tensors(load_tensors(own / STATISTICS)) if settings.drift else None,
+                statistics=combine(kinds, settings.keep.weights) if settings.drift else None,
             )
         except DivergedError as error:
             result["failed"] = str(error)
@@ -304,7 +312,7 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
     started = time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
         bench = Bench(c, out, cell.seed, cell.load)
-        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
+        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))["skills"]
         moments: dict[str, Any] = {}
         for m, norm in norms.items():
             adapted = PeftModel.from_pretrained(bench.model, str(out / "adapters" / source / m)).eval()

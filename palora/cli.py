@@ -32,6 +32,15 @@ Facts = Annotated[
     str | None, typer.Option("--facts", help="New facts: JSONL, CSV or Parquet with question and answer.")
 ]
 KnownFacts = Annotated[str | None, typer.Option("--known-facts", help="Facts the model knows, in the same form.")]
+Text = Annotated[str | None, typer.Option("--text", help="Plain text to keep, a passage a line.")]
+Prompts = Annotated[
+    str | None, typer.Option("--prompts", help="Prompts, one a line: what the model answers to them is to be kept.")
+]
+KeepSkills = Annotated[float, typer.Option(help="Weight of the skills in what is kept.")]
+KeepKnownFacts = Annotated[float, typer.Option(help="Weight of the known facts.")]
+KeepText = Annotated[float, typer.Option(help="Weight of the text.")]
+KeepPrompts = Annotated[float, typer.Option(help="Weight of the prompts.")]
+Examples = Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")]
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")]
@@ -143,22 +152,28 @@ def protect(
     model: Model,
     out: Out,
     rule: Annotated[
-        str, typer.Option("--rule", help="svf, svf_weighted, sigma, random, activation, covariance, svf_covariance, whitened or none.")
+        str,
+        typer.Option(
+            "--rule",
+            help="svf, svf_weighted, sigma, random, activation, covariance, svf_covariance, whitened or none.",
+        ),
     ] = "covariance",
     expert: ExpertDir = None,
     skill: Skills = None,
     known_facts: KnownFacts = None,
-    text: Annotated[str | None, typer.Option("--text", help="Plain text to keep, a passage a line.")] = None,
+    text: Text = None,
+    prompts: Prompts = None,
     facts: Facts = None,
     k: Annotated[int | None, typer.Option("--k", help="Protected directions a matrix.")] = None,
     fraction: Annotated[float | None, typer.Option("--fraction", help="… as a fraction of the rank.")] = None,
     share: Annotated[float | None, typer.Option("--share", help="… as a share of importance or input energy.")] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rule covariance.")] = None,
     sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
-    keep_skills: Annotated[float, typer.Option(help="Weight of the skills in what is kept.")] = 1.0,
-    keep_known_facts: Annotated[float, typer.Option(help="Weight of the known facts.")] = 1.0,
-    keep_text: Annotated[float, typer.Option(help="Weight of the text.")] = 1.0,
-    examples: Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")] = 512,
+    keep_skills: KeepSkills = 1.0,
+    keep_known_facts: KeepKnownFacts = 1.0,
+    keep_text: KeepText = 1.0,
+    keep_prompts: KeepPrompts = 1.0,
+    examples: Examples = 512,
     base: Annotated[
         str, typer.Option("--base", help="Weights that inject will train on: expert (if there is one) or original.")
     ] = "expert",
@@ -181,14 +196,15 @@ def protect(
         share=share,
         strength=strength,
         sides=sides,
-        keep={"skills": keep_skills, "known_facts": keep_known_facts, "text": keep_text, "examples": examples},
+        keep=_keep(keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
     )
     if base not in ("expert", "original"):
         raise InputError(f"--base: it is expert or original, not {base!r}")
     from palora import stages
 
     on = _base(model, dtype, device, targets)
-    stages.protect(on, settings, out, expert, skill or [], known_facts, text, facts, seed, train_on=base)
+    sources = stages.Sources(tuple(skill or ()), known_facts, text, prompts)
+    stages.protect(on, settings, out, expert, sources, facts, seed, train_on=base)
     _show_folder(out, as_json)
 
 
@@ -222,6 +238,22 @@ def inject(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: an epoch.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     bf16: Annotated[bool, typer.Option(help="bfloat16 autocast while training.")] = False,
+    teach: Annotated[
+        str | None, typer.Option("--teach", help="Endings of those of the targeted matrices that are taught. All.")
+    ] = None,
+    drift: Annotated[float, typer.Option(help="Weight of drift² on what is kept (--protection knows it).")] = 0.0,
+    replay: Annotated[float, typer.Option(help="Weight of the loss on rows of what is kept.")] = 0.0,
+    distil: Annotated[float, typer.Option(help="Weight of KL(start || now) on rows of what is kept.")] = 0.0,
+    kept_batch_size: Annotated[int, typer.Option(help="Such rows a step, for --replay and --distil.")] = 50,
+    skill: Skills = None,
+    known_facts: KnownFacts = None,
+    text: Text = None,
+    prompts: Prompts = None,
+    keep_skills: KeepSkills = 1.0,
+    keep_known_facts: KeepKnownFacts = 1.0,
+    keep_text: KeepText = 1.0,
+    keep_prompts: KeepPrompts = 1.0,
+    examples: Examples = 512,
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -249,11 +281,19 @@ def inject(
         checkpoint_every=checkpoint_every,
         gradient_checkpointing=gradient_checkpointing,
         bf16=bf16,
+        targets=_endings(teach),
+        drift=drift,
+        replay=replay,
+        distil=distil,
+        kept_batch_size=kept_batch_size,
+        keep=_keep(keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
     )
     from palora import stages
 
+    sources = stages.Sources(tuple(skill or ()), known_facts, text, prompts)
     arm = "palora" if protection and not control else "lora"
-    stages.inject(_base(model, dtype, device, targets), settings, out, facts, expert, protection, control, seed, arm)
+    on = _base(model, dtype, device, targets)
+    stages.inject(on, settings, out, facts, expert, protection, control, seed, arm, sources)
     _show_folder(out, as_json)
 
 
@@ -400,13 +440,23 @@ def inspect(
     _show_folder(folder, as_json)
 
 
+def _keep(skills: float, known_facts: float, text: float, prompts: float, examples: int) -> dict[str, Any]:
+    """The settings of what is to be kept, from the options."""
+    return {"skills": skills, "known_facts": known_facts, "text": text, "prompts": prompts, "examples": examples}
+
+
+def _endings(names: str | None) -> list[str] | None:
+    """Endings of matrices given with commas."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
 def _base(model: str, dtype: str, device: str | None, targets: str | None) -> Any:
     from palora.stages import Base
 
-    endings = None if targets is None else tuple(t.strip() for t in targets.split(",") if t.strip())
-    if endings == ():
+    endings = _endings(targets)
+    if endings == []:
         raise InputError("--targets names no matrix; leave it out for the MLP matrices")
-    return Base(model, dtype, device, endings)
+    return Base(model, dtype, device, tuple(endings) if endings else None)
 
 
 def _settings(kind: Callable[..., Any], **values: Any) -> Any:

@@ -157,8 +157,8 @@ def check(c: Comparison, out: Path) -> None:
         raise InputError(
             f"{c.kept_facts} and {c.known_facts} share {sorted(shared_facts)[0]!r}: a kept fact proves nothing"
         )
-    if c.text:
-        stages.read_passages(c.text)
+    for file in filter(None, (c.text, c.prompts)):
+        stages.read_lines(file)
     for skill in stages.get_skills(c.skills):
         skill.problems("test", 1, c.seeds[0])
     for skill in stages.get_skills(c.keep_skills):
@@ -170,7 +170,7 @@ def _file(out: Path, key: str) -> Path:
 
 
 def _protection(c: Comparison, method: str) -> str:
-    return method if c.methods[method].protect else "none"
+    return method if c.methods[method].rule != "none" else "none"
 
 
 def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Comparison(_Strict):
         None, description="known facts that methods may keep and replay; none of known_facts"
     )
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
+    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
     loads: list[int] = Field(min_length=1, description="how many facts are taught")
     seeds: list[int] = Field(min_length=1, description="each has its own expert, batches and test problems")
     sweep_seeds: list[int] | None = Field(None, description="those every rate is tried with; all seeds by default")

@@ -31,7 +31,7 @@ from palora.models import check_dtype, find_targets, known_targets, load_model, 
 from palora.progress import progress_bar
 from palora.stages import check_expert
 from palora.statistics import from_tensors
-from palora.subspace import ProtectedSubspaces
+from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert, expert_delta
 from palora.updates import MARKER, Adapter, measure_update
 
@@ -179,8 +179,9 @@ def _combine(
         raise InputError("this adapter is on the original model already: there is no expert to combine it with")
     targets = find_targets(model, list(adapter.A))
     decompositions = decompose_targets(targets)
-    statistics_file = protection / "statistics.safetensors" if protection else None
-    known = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
+    statistics_file = protection / STATISTICS if protection else None
+    kinds = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
+    known = kinds.get("skills", {})
     rank = next(iter(adapter.A.values())).shape[0]
     k = k or _protected_k(protection) or rank
     tensors: dict[str, Tensor] = {}

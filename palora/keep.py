@@ -1,4 +1,7 @@
-"""What is to be kept: a list of skills, known facts and plain text, each with a weight, as tokenised examples.
+"""What is to be kept: a list of skills, known facts, plain text and prompts, each with a weight, as tokenised examples.
+
+Prompts come without answers: what the model answers to them before stage 2 is what is to be kept. They are the cheapest
+thing to give (questions of the kind that must not change), and need nothing that the model knows to be written down.
 
 The protection takes its statistics from them, replay and distillation their rows (`regularisers.py`).
 """
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from palora.errors import InputError
 from palora.facts import Fact
+from palora.generation import generate
 from palora.progress import progress_bar
 from palora.prompts import Example, encode_example
 from palora.scoring import solve
@@ -18,9 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Kept(NamedTuple):
-    """One thing to keep: what it is called, how much it weighs, and its examples."""
+KINDS = ("skills", "known_facts", "text", "prompts")
 
+
+class Kept(NamedTuple):
+    """One thing to keep: of which kind it is, what it is called, how much it weighs, and its examples."""
+
+    kind: str
     label: str
     weight: float
     examples: Sequence[Example]
@@ -33,24 +41,24 @@ class Keep:
     skills: Sequence[Skill] = ()
     known_facts: Sequence[Fact] = ()
     text: Sequence[str] = ()
-    weights: Mapping[str, float] = field(default_factory=lambda: {"skills": 1.0, "known_facts": 1.0, "text": 1.0})
+    prompts: Sequence[str] = ()
+    weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
     examples: int = 512
 
     def tokenised(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[Kept]:
-        """Every thing to keep, at most `examples` rows of each: the skills first, of any weight, then what else weighs
-        more than nothing. Raises InputError where nothing weighs anything."""
-        kept = [
-            Kept(s.name, self.weights["skills"] / len(self.skills), skill_examples(model, tokenizer, s, self.examples))
-            for s in self.skills
-        ]
-        if self.known_facts and self.weights["known_facts"] > 0:
-            known = [encode_example(tokenizer, f.question, f.answer) for f in self.known_facts[: self.examples]]
-            kept.append(Kept("the known facts", self.weights["known_facts"], known))
-        if self.text and self.weights["text"] > 0:
-            passages = [_passage(tokenizer, text) for text in self.text[: self.examples]]
-            kept.append(Kept("the text", self.weights["text"], passages))
-        if not any(thing.weight > 0 for thing in kept):
-            raise InputError("nothing is to be kept: every weight under keep is 0")
+        """Every thing to keep, at most `examples` rows of each, also those that weigh nothing."""
+        weights, n = {kind: self.weights.get(kind, 0.0) for kind in KINDS}, self.examples
+        share = weights["skills"] / max(1, len(self.skills))
+        kept = [Kept("skills", s.name, share, skill_examples(model, tokenizer, s, n)) for s in self.skills]
+        if self.known_facts:
+            known = [encode_example(tokenizer, f.question, f.answer) for f in self.known_facts[:n]]
+            kept.append(Kept("known_facts", "the known facts", weights["known_facts"], known))
+        if self.text:
+            passages = [_passage(tokenizer, text) for text in self.text[:n]]
+            kept.append(Kept("text", "the text", weights["text"], passages))
+        if self.prompts:
+            answered = own_answers(model, tokenizer, self.prompts[:n])
+            kept.append(Kept("prompts", "the prompts", weights["prompts"], answered))
         return kept
 
     def describe(self) -> dict[str, Any]:
@@ -59,6 +67,7 @@ class Keep:
             "skills": [skill.name for skill in self.skills],
             "known_facts": len(self.known_facts),
             "text": len(self.text),
+            "prompts": len(self.prompts),
             "weights": dict(self.weights),
             "examples": self.examples,
         }
@@ -80,6 +89,15 @@ def skill_examples(
             f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
         )
     return right
+
+
+def own_answers(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int = 64
+) -> list[Example]:
+    """Prompts with what the model answers to them, greedily."""
+    with progress_bar("Answering the prompts", len(prompts)) as advance:
+        texts = generate(model, tokenizer, prompts, max_new_tokens, progress=advance)
+    return [encode_example(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:

@@ -36,6 +36,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     stages.train_expert(base, recipe.expert, expert, recipe.skills[0], recipe.seed)
 
     kept_facts = recipe.kept_facts or recipe.known_facts
+    sources = stages.Sources(tuple(recipe.skills), kept_facts, recipe.text, recipe.prompts)
 
     def protect(arm: str, folder: Path) -> None:
         settings, training = recipe.arm(arm)
@@ -44,9 +45,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             settings,
             folder,
             expert=expert,
-            skills=recipe.skills,
-            known_facts=kept_facts,
-            text=recipe.text,
+            sources=sources,
             facts=recipe.facts,
             seed=recipe.seed,
             train_on=training.base,
@@ -72,10 +71,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             control=control,
             seed=recipe.seed,
             arm=arm,
-            skills=recipe.skills,
-            known_facts=kept_facts,
-            text=recipe.text,
-            keep=settings.keep,
+            sources=sources,
         )
 
     rows = [row for folder in (expert, *adapters.values()) for row in read_metrics(folder / "metrics.jsonl")]
@@ -111,8 +107,8 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
     base.check()
     for file in filter(None, (recipe.facts, recipe.known_facts, recipe.kept_facts)):
         read_facts(file)
-    if recipe.text:
-        stages.read_passages(recipe.text)
+    for file in filter(None, (recipe.text, recipe.prompts)):
+        stages.read_lines(file)
     trained, *others = stages.get_skills(recipe.skills)
     for skill in (trained, *others):
         for split in SPLITS if skill is trained else ("train", "test"):

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from palora.decomposition import Decomposition, decompose_targets
 from palora.errors import InputError
 from palora.facts import Fact
-from palora.keep import Keep
+from palora.keep import Keep, Kept
 from palora.models import find_targets, fingerprints, target_endings, weight
 from palora.progress import progress_bar
 from palora.prompts import encode_example
 from palora.rules import EXPERT_RULES, KEEP_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
-from palora.statistics import KEPT, Covariances, InputStatistics, collect, groups, mix, to_tensors
+from palora.statistics import Covariances, InputStatistics, collect, groups, mix, to_tensors
 from palora.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.svf import Expert
 
@@ -57,8 +57,8 @@ def protect(
         targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
         base: the weights that stage 2 trains on, whose inputs are kept: expert (where there is one) or original.
 
-    Returns: the subspaces with their record, and the input statistics to store beside them: the skills', on which drift
-    is measured, and those of everything kept where that is more.
+    Returns: the subspaces with their record, and the input statistics of each kind of things to keep, to store beside
+    them: drift is measured on the skills', and the loss of stage 2 may weigh all of them.
 
     Raises: InputError where rule, budget, expert and model do not go together.
     """
@@ -76,7 +76,9 @@ def protect(
     if expert is not None and base == "expert":
         expert.apply(model, model_name, decompositions)
 
-    statistics, skill_only = _statistics(model, tokenizer, modules, keep) if keep else ({}, {})
+    weighed = rule in KEEP_RULES
+    statistics, kinds = _statistics(model, tokenizer, modules, keep, weighed) if keep else ({}, {})
+    skill_only = kinds.get("skills", {})
     fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
     generator = torch.Generator().manual_seed(seed)
     moved = {n: _movement(d, expert.scales[n]) for n, d in decompositions.items()} if expert else {}
@@ -122,8 +124,7 @@ def protect(
         "coverage": {kind: _mean([m["coverage"][kind] for m in described.values()]) for kind in ("skill", "facts")},
         "modules": described,
     }
-    stored = to_tensors(skill_only) | (to_tensors(statistics, KEPT) if statistics is not skill_only else {})
-    return ProtectedSubspaces(subspaces, record), stored
+    return ProtectedSubspaces(subspaces, record), to_tensors(kinds)
 
 
 def coverage_warning(record: Mapping[str, Any]) -> str | None:
@@ -139,23 +140,31 @@ def coverage_warning(record: Mapping[str, Any]) -> str | None:
 
 
 def _statistics(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: dict[str, nn.Module], keep: Keep
-) -> tuple[dict[str, InputStatistics], dict[str, InputStatistics]]:
-    """The mixed statistics of everything to keep, and those of the skills alone: the same where there is nothing else,
-    empty without a skill."""
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    modules: dict[str, nn.Module],
+    keep: Keep,
+    weighed: bool,
+) -> tuple[dict[str, InputStatistics], dict[str, dict[str, InputStatistics]]]:
+    """The statistics of everything to keep by its weights, for the rule (empty unless `weighed`), and of each kind."""
     kept = keep.tokenised(model, tokenizer)
-    same = len(kept) == len(keep.skills) and keep.weights["skills"] > 0
+    if weighed and not any(thing.weight > 0 for thing in kept):
+        raise InputError("nothing is to be kept: every weight under keep is 0")
     mixed: dict[str, InputStatistics] = {}
-    skills_only: dict[str, InputStatistics] = {}
+    kinds: dict[str, dict[str, InputStatistics]] = {thing.kind: {} for thing in kept}
+    only = {thing.kind for thing in kept if thing.weight > 0}
     for group in groups(modules):
-        found: list[tuple[float, Covariances]] = []
-        for label, share, examples in kept:
-            with progress_bar(f"Statistics of {label}", len(examples)) as advance:
-                found.append((share, collect(model, group, examples, progress=advance)))
-        mixed |= mix([(share, covariances) for share, covariances in found if share > 0])
-        if keep.skills and not same:
-            skills_only |= mix([(1.0, covariances) for _, covariances in found[: len(keep.skills)]])
-    return mixed, mixed if same else skills_only
+        found: list[tuple[Kept, Covariances]] = []
+        for thing in kept:
+            with progress_bar(f"Statistics of {thing.label}", len(thing.examples)) as advance:
+                found.append((thing, collect(model, group, thing.examples, progress=advance)))
+        for kind, statistics in kinds.items():
+            statistics |= mix([(1.0, covariances) for thing, covariances in found if thing.kind == kind])
+        if len(only) == 1:  # the same mixture: do not factorise it twice
+            mixed |= {name: kinds[next(iter(only))][name] for name in group}
+        elif weighed:
+            mixed |= mix([(thing.weight, covariances) for thing, covariances in found if thing.weight > 0])
+    return mixed, kinds
 
 
 def _fact_statistics(

@@ -51,7 +51,13 @@ class KeepSettings(_Settings):
     skills: float = Field(1.0, ge=0, description="weight of the skills, shared equally")
     known_facts: float = Field(0.0, ge=0, description="weight of the known facts")
     text: float = Field(0.0, ge=0, description="weight of the plain text")
+    prompts: float = Field(0.0, ge=0, description="weight of the prompts, with the model's own answers")
     examples: int = Field(512, ge=1, description="examples taken of each")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each kind."""
+        return {kind: getattr(self, kind) for kind in type(self).model_fields if kind != "examples"}
 
 
 class ProtectSettings(_Settings):
@@ -86,6 +92,10 @@ class InjectSettings(_Settings):
     stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
     recall_every: int = Field(2, ge=1, description="epochs between the recall checks of stop_at_recall")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
+    keep: KeepSettings = Field(
+        default_factory=lambda: KeepSettings(known_facts=1.0, text=1.0, prompts=1.0),  # type: ignore[call-arg]
+        description="weights of what is kept by drift, replay and distil",
+    )
     drift: float = Field(0.0, ge=0, description="λ of λ · drift² in the loss: how far outputs on what is kept may move")
     replay: float = Field(0.0, ge=0, description="ρ: weight of the loss on rows of what is kept, beside the facts'")
     distil: float = Field(0.0, ge=0, description="κ: weight of KL(start ‖ now) on such rows")
@@ -131,6 +141,7 @@ class Recipe(_Settings):
     known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
     kept_facts: str | None = Field(None, description="known facts to keep (protect.keep); by default known_facts")
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
+    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
     expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
     protect: ProtectSettings = Field(default_factory=lambda: ProtectSettings(strength=DEFAULT_STRENGTH))  # type: ignore[call-arg]
     inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
@@ -194,7 +205,7 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
         raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
-    for key in ("model", "facts", "known_facts", "kept_facts", "text"):
+    for key in ("model", "facts", "known_facts", "kept_facts", "text", "prompts"):
         _beside(values, key, path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):

@@ -41,7 +41,7 @@ from palora.skills import Skill, get_skill
 from palora.spectrum import MARKER as SPECTRUM
 from palora.spectrum import SpectrumSettings, measure_spectrum
 from palora.spectrum_plots import render as render_spectrum
-from palora.statistics import from_tensors, kept_from_tensors
+from palora.statistics import combine, from_tensors
 from palora.subspace import MARKER as PROTECTION
 from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import MARKER as EXPERT
@@ -77,6 +77,36 @@ class Base:
         return list(self.targets) if self.targets else None
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where what is to be kept comes from: skills by name, files of known facts, of text (a passage a line) and of
+    prompts (one a line; what the model answers to them is to be kept)."""
+
+    skills: tuple[str, ...] = ()
+    known_facts: str | None = None
+    text: str | None = None
+    prompts: str | None = None
+
+    def load(self, settings: KeepSettings) -> Keep | None:
+        """What is to be kept, with its weights; None where nothing is named. Raises InputError."""
+        if not (self.skills or self.known_facts or self.text or self.prompts):
+            return None
+        return Keep(
+            [get_skill(s) for s in self.skills],
+            read_facts(self.known_facts) if self.known_facts else (),
+            read_lines(self.text) if self.text else (),
+            read_lines(self.prompts) if self.prompts else (),
+            settings.weights,
+            settings.examples,
+        )
+
+    @property
+    def identity(self) -> Any:
+        """What tells these sources from others: names, and the content of the files."""
+        files = [identity(f) for f in (self.known_facts, self.text, self.prompts)]
+        return [_skill_identity(s) for s in self.skills], files
+
+
 def train_expert(base: Base, settings: ExpertSettings, out: Path, skill: str, seed: int = 0) -> None:
     """`palora expert`: a model and a skill -> `expert/`."""
     source = get_skill(skill)
@@ -96,9 +126,7 @@ def protect(
     settings: ProtectSettings,
     out: Path,
     expert: Path | None = None,
-    skills: Sequence[str] = (),
-    known_facts: str | None = None,
-    text: str | None = None,
+    sources: Sources | None = None,
     facts: str | None = None,
     seed: int = 0,
     train_on: str = "expert",
@@ -110,12 +138,12 @@ def protect(
     """
     budget = check_protection(settings)
     loaded = Expert.load(expert) if expert else None
-    keep = keep_list(skills, known_facts, text, settings.keep)
+    keep = sources.load(settings.keep) if sources else None
     new = read_facts(facts) if facts else []
     inputs = _inputs(
         "protection",
         *(identity(base.model), base.dtype, base.targets, settings, identity(expert), seed, train_on),
-        *([_skill_identity(s) for s in skills], identity(known_facts), identity(text), identity(facts)),
+        *(sources and sources.identity, identity(facts)),
     )
     if _done(out, PROTECTION, inputs):
         return
@@ -155,29 +183,26 @@ def inject(
     control: bool = False,
     seed: int = 0,
     arm: str = "palora",
-    skills: Sequence[str] = (),
-    known_facts: str | None = None,
-    text: str | None = None,
-    keep: KeepSettings | None = None,
+    sources: Sources | None = None,
 ) -> None:
     """`palora inject`: a model, facts and a protection -> `adapter/`, a plain LoRA folder.
 
     Args:
         protected: the protection folder; None is plain LoRA. The statistics in it are what `settings.drift` uses.
         control: train plain LoRA all the same; its leak and drift are measured against `protected`.
-        skills, known_facts, text, keep: what is to be kept, and its weights: for `settings.replay` and `distil` only.
+        sources: what is to be kept, for `settings.replay` and `distil` only.
     """
     new = read_facts(facts)
     loaded = Expert.load(expert) if expert else None
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     if settings.base == "expert" and loaded is None:
         raise InputError("inject.base is expert: give --expert, or train on the original model with --base original")
-    rehearsed = keep_list(skills, known_facts, text, keep or KeepSettings()) if settings.rehearses else None  # type: ignore[call-arg]
+    rehearsed = sources.load(settings.keep) if sources and settings.rehearses else None
     if settings.rehearses and rehearsed is None:
-        raise InputError("replay and distil need something to keep: give --skill, --known-facts or --text")
+        raise InputError("replay and distil need something to keep: give --skill, --known-facts, --text or --prompts")
     stored = protected / STATISTICS if protected else None
-    tensors = load_tensors(stored) if stored and stored.exists() else {}
-    if settings.drift and not tensors:
+    kinds = from_tensors(load_tensors(stored)) if stored and stored.exists() else {}
+    if settings.drift and not kinds:
         raise InputError("--drift needs the statistics of what is kept: give a --protection that was made with --skill")
     if subspaces is not None and expert is not None:
         marked_by = subspaces.record.get("expert_fingerprint")
@@ -191,7 +216,7 @@ def inject(
             identity(protected),
             control,
         ),
-        *([_skill_identity(s) for s in skills], identity(known_facts), identity(text), rehearsed and keep),
+        sources.identity if sources and rehearsed else None,
     )
     if _done(out, ADAPTER, inputs):
         return
@@ -208,14 +233,13 @@ def inject(
     names, prints = list(modules), fingerprints(modules, model)
     if settings.base == "expert" and loaded is not None:
         loaded.apply(model, base.model)
-    measured, kept_statistics = from_tensors(tensors), kept_from_tensors(tensors)
     constraint = None if control or (subspaces and subspaces.record["rule"] == "none") else subspaces
     kept = rehearsed.tokenised(model, tokenizer) if rehearsed else []
     with _work(out) as work:
         adapted, training = injection.inject(
             *(model, tokenizer, new, settings, work, constraint, names, seed, arm),
             kept=kept,
-            statistics=kept_statistics,
+            statistics=combine(kinds, settings.keep.weights) if settings.drift else None,
         )
         with new_folder(out, ADAPTER) as staging:
             adapted.save_pretrained(str(staging), safe_serialization=True)
@@ -241,7 +265,7 @@ def inject(
                 "fingerprints": prints,
                 "update": {
                     "rule": constraint.record["rule"] if constraint else "none",
-                    **measure_update(Adapter.load(staging), modules, subspaces, measured),
+                    **measure_update(Adapter.load(staging), modules, subspaces, kinds.get("skills")),
                 },
                 "training": training,
                 "inputs": inputs,
@@ -357,7 +381,7 @@ def spectrum(
         protected = Path(record["protection"])
     subspaces = ProtectedSubspaces.load(protected) if protected and adapter else None
     known = _sample(read_facts(known_facts), settings.problems) if known_facts else []
-    passages = read_passages(text) if text else []
+    passages = read_lines(text) if text else []
     inputs = _inputs(
         "spectrum",
         *(identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed),
@@ -409,21 +433,7 @@ def check_expert(record: Mapping[str, Any], expert: Path | None, what: str) -> N
         raise InputError(f"{what} was trained on another expert than {expert}; give the one it was trained on")
 
 
-def keep_list(skills: Sequence[str], known_facts: str | None, text: str | None, settings: KeepSettings) -> Keep | None:
-    """What is to be kept; None where nothing is named."""
-    if not (skills or known_facts or text):
-        return None
-    weights = {"skills": settings.skills, "known_facts": settings.known_facts, "text": settings.text}
-    return Keep(
-        [get_skill(s) for s in skills],
-        read_facts(known_facts) if known_facts else (),
-        read_passages(text) if text else (),
-        weights,
-        settings.examples,
-    )
-
-
-def read_passages(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
     """The lines of a plain text file that are not blank. Raises InputError."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -432,7 +442,7 @@ def read_passages(path: str) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     if not lines:
-        raise InputError(f"{path}: no text in it; write a passage a line")
+        raise InputError(f"{path}: no text in it; write a passage or prompt a line")
     return lines
 
 

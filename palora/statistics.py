@@ -197,25 +197,45 @@ def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> Input
     return InputStatistics(scaled.float(), float(covariance.trace()))
 
 
-KEPT = "kept/"  # the prefix of the statistics of everything to keep, where that is more than the skills
+def combine(
+    kinds: Mapping[str, Mapping[str, InputStatistics]], weights: Mapping[str, float]
+) -> dict[str, InputStatistics]:
+    """Statistics of several kinds of things to keep as one, by relative weights: Σ wᵢ Cᵢ / Σ wᵢ, from the factors.
+
+    Args:
+        kinds: the statistics by matrix, for each kind that there is.
+
+    Raises: InputError where no kind that is there weighs anything.
+    """
+    used = {kind: weights.get(kind, 0.0) for kind in kinds if weights.get(kind, 0.0) > 0}
+    if not used:
+        raise InputError("nothing that is to be kept weighs anything: give a skill, known facts, text or prompts")
+    if len(used) == 1:
+        return dict(kinds[next(iter(used))])
+    total = sum(used.values())
+    combined = {}
+    for name in kinds[next(iter(used))]:
+        parts = [(w / total, kinds[kind][name]) for kind, w in used.items()]
+        stacked = torch.cat([own.factor.double() * w**0.5 for w, own in parts], dim=1)
+        left, sizes, _ = torch.linalg.svd(stacked, full_matrices=False)
+        factor = (left * sizes)[:, :MAX_DIRECTIONS].float()
+        combined[name] = InputStatistics(factor, sum(w * own.trace for w, own in parts))
+    return combined
 
 
-def to_tensors(statistics: Mapping[str, InputStatistics], prefix: str = "") -> dict[str, Tensor]:
-    """For saving: `<module>.factor` (n, q) and `<module>.trace` (), their names after `prefix`."""
-    factors = {f"{prefix}{name}.factor": s.factor for name, s in statistics.items()}
-    return factors | {f"{prefix}{name}.trace": torch.tensor(s.trace) for name, s in statistics.items()}
+def to_tensors(kinds: Mapping[str, Mapping[str, InputStatistics]]) -> dict[str, Tensor]:
+    """For saving: `<kind>/<module>.factor` (n, q) and `<kind>/<module>.trace` ()."""
+    named = {f"{kind}/{name}": own for kind, statistics in kinds.items() for name, own in statistics.items()}
+    factors = {f"{name}.factor": own.factor for name, own in named.items()}
+    return factors | {f"{name}.trace": torch.tensor(own.trace) for name, own in named.items()}
 
 
-def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
-    """The skills' statistics from what `to_tensors` made."""
-    return _read({key: t for key, t in tensors.items() if not key.startswith(KEPT)})
-
-
-def kept_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
-    """The statistics of everything that is to be kept; the skills' where there is nothing else."""
-    return _read({key.removeprefix(KEPT): t for key, t in tensors.items() if key.startswith(KEPT)}) or _read(tensors)
-
-
-def _read(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
-    names = [key.removesuffix(".factor") for key in tensors if key.endswith(".factor")]
-    return {n: InputStatistics(tensors[f"{n}.factor"], float(tensors[f"{n}.trace"])) for n in names}
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, InputStatistics]]:
+    """The inverse of `to_tensors`: the statistics of each kind (skills, known_facts, text, prompts) that was kept."""
+    kinds: dict[str, dict[str, InputStatistics]] = {}
+    for key, factor in tensors.items():
+        if key.endswith(".factor"):
+            label = key.removesuffix(".factor")
+            kind, _, name = label.partition("/")
+            kinds.setdefault(kind, {})[name] = InputStatistics(factor, float(tensors[f"{label}.trace"]))
+    return kinds

@@ -158,7 +158,7 @@ def test_coverage_is_measured_before_training(tokenizer):
     )
     assert 0.9 <= found.record["coverage"]["skill"] < 1
     assert 0 < found.record["coverage"]["facts"] < found.record["coverage"]["skill"]
-    assert {key.rpartition(".")[0] for key in statistics} == set(found)
+    assert {key.rpartition(".")[0] for key in statistics} == {f"skills/{name}" for name in found}
     everything, _ = protect(tiny_llama(), tokenizer, "sigma", Budget(fraction=1.0), keep=keep)
     down = everything.record["modules"]["model.layers.0.mlp.gate_proj"]
     assert down["coverage"]["skill"] == pytest.approx(1, abs=1e-4), "the whole input space covers everything"
@@ -172,7 +172,7 @@ def test_what_to_keep_is_a_list_with_weights(tokenizer):
             [get_skill("chain")],
             FACTS,
             ["some plain text"],
-            {"skills": 1.0, "known_facts": 0.0, "text": 0.0, **weights},
+            weights={"skills": 1.0, "known_facts": 0.0, "text": 0.0, **weights},
         )
         return protect(tiny_llama(), tokenizer, "activation", Budget(k=4), keep=keep, facts=FACTS)[0].record["coverage"]
 

@@ -12,7 +12,7 @@ from palora.prompts import Example
 from palora.protection import protect
 from palora.rules import Budget
 from palora.skills import get_skill
-from palora.statistics import collect, factorise, from_tensors, groups, mix, to_tensors
+from palora.statistics import collect, combine, factorise, from_tensors, groups, mix, to_tensors
 
 
 class Recorder(nn.Module):
@@ -108,5 +108,19 @@ def test_mix_weighs_and_survives_saving():
     a, b = torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))
     mixed = mix([(3.0, {"x": a}), (1.0, {"x": b})])
     assert mixed["x"].eigenvalues.tolist() == pytest.approx([0.75, 0.25])
-    again = from_tensors(to_tensors(mixed))
-    assert torch.equal(again["x"].factor, mixed["x"].factor) and again["x"].trace == mixed["x"].trace
+    again = from_tensors(to_tensors({"skills": mixed, "text": mixed}))
+    assert set(again) == {"skills", "text"}
+    own = again["skills"]["x"]
+    assert torch.equal(own.factor, mixed["x"].factor) and own.trace == mixed["x"].trace
+
+
+def test_kinds_are_combined_as_their_covariances_would_be():
+    X, Y = torch.randn(30, 8), torch.randn(5, 8)
+    C = {kind: (Z.T @ Z).double() / Z.square().sum() for kind, Z in (("skills", X), ("known_facts", Y))}
+    kinds = {kind: {"x": factorise(c)} for kind, c in C.items()}
+    found = combine(kinds, {"skills": 1.0, "known_facts": 3.0, "text": 9.0})["x"]
+    assert torch.allclose((found.factor @ found.factor.T).double(), (C["skills"] + 3 * C["known_facts"]) / 4, atol=1e-6)
+    assert found.trace == pytest.approx(1.0)
+    assert combine(kinds, {"skills": 0.0, "known_facts": 3.0})["x"] is kinds["known_facts"]["x"]
+    with pytest.raises(InputError, match="nothing that is to be kept"):
+        combine(kinds, {"text": 1.0})
