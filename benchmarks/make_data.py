@@ -1,9 +1,9 @@
 """Write the data of the comparisons, `benchmarks/data/`: the same bytes every time.
 
-    new_facts.jsonl     3,000 facts about people the model never met, the first 300 those of the demo
-    kept_facts.jsonl    what the model knows about the first 32 people it was trained on: methods may keep and replay these
-    known_facts.jsonl   … about the other 32: locality is measured on them, and no method sees them
-    prompts.txt         512 questions about invented people who are in none of the other files: nobody knows the answers
+new_facts.jsonl     3,000 facts about people the model never met, the first 300 those of the demo
+kept_facts.jsonl    what the model knows about the first 32 people it was trained on: methods may keep these
+known_facts.jsonl   … about the other 32: locality is measured on them, and no method sees them
+prompts.txt         512 questions about invented people who are in none of the other files: nobody knows the answers
 """
 
 import random

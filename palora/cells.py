@@ -38,7 +38,7 @@ from palora.models import weight
 from palora.recipe import KeepSettings, ProtectSettings
 from palora.scoring import share_correct, solve
 from palora.skills import get_skill
-from palora.statistics import InputStatistics, combine, from_tensors
+from palora.statistics import InputStatistics, from_tensors
 from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert
 from palora.tuners import live_delta
@@ -278,7 +278,7 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
                 on_recall=on_recall,
                 tuner=method.tuner,
                 kept=kept,
-                statistics=combine(kinds, settings.keep.weights) if settings.drift else None,
+                statistics=kinds,
             )
         except DivergedError as error:
             result["failed"] = str(error)

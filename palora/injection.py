@@ -12,30 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from palora.errors import DivergedError, InputError
+from palora.errors import InputError
 from palora.facts import Fact
-from palora.files import clear_errors, load_tensors, save_tensors, sha256
+from palora.files import clear_errors, sha256
 from palora.keep import Kept
-from palora.lora import load_trained_parameters, trained_parameters
+from palora.lora import trained_parameters
 from palora.metrics import MetricsLog, read_metrics
 from palora.models import find_targets, fingerprints, taught, weight
 from palora.progress import progress_bar
 from palora.prompts import encode_example
 from palora.recipe import InjectSettings
-from palora.regularisers import Rehearsal, Term, drift
-from palora.scoring import ask_facts, share_correct
-from palora.statistics import InputStatistics
+from palora.regularisers import Drift, Rehearsal, Term
+from palora.statistics import InputStatistics, combine
 from palora.subspace import ProtectedSubspaces
-from palora.tuners import Tuner, tune
+from palora.tuners import BILINEAR, Tuner, tune
+from palora.watching import FACTORS, Allowance, ExactResume, OnRecall, Watch, diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FACTORS = "trained.safetensors"
-OnRecall = Callable[[Any, float, int], None]
 
 
 def inject(
@@ -51,7 +48,8 @@ def inject(
     on_recall: OnRecall | None = None,
     tuner: Tuner = "lora",
     kept: Sequence[Kept] = (),
-    statistics: Mapping[str, InputStatistics] | None = None,
+    statistics: Mapping[str, Mapping[str, InputStatistics]] | None = None,
+    kept_share: Callable[[Any], float] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Train an adapter on the facts.
 
@@ -66,7 +64,9 @@ def inject(
             recall is checked also where `stop_at_recall` is not set.
         tuner: how the update is parametrised (`tuners.py`); others than lora only without a protection.
         kept: what is to be kept, for `settings.replay` and `distil` and the tuner corda.
-        statistics: the inputs of what is to be kept, for `settings.drift`.
+        statistics: the inputs of what is to be kept, by kind (`statistics.from_tensors`), for `settings.drift`; the
+            drift on the skills' is part of the curve.
+        kept_share: (the model) -> the smallest share of a skill that is left, for `settings.lose_at_most`.
 
     Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter), or for the tuner full the model itself, and
     the training record.
@@ -81,20 +81,31 @@ def inject(
     names = taught(list(protection or find_targets(model, targets)), settings.targets)
     modules = find_targets(model, names)
     rehearsed = kept if settings.rehearses or tuner == "corda" else ()
-    weighed = [float(s.factor.double().sum()) for s in (statistics or {}).values()] if settings.drift else []
+    weighed = combine(statistics or {}, settings.keep.weights) if settings.drift else {}
+    sums = [float(own.factor.double().sum()) for own in weighed.values()]
     identity = sha256(
-        repr((settings, rows, seed, fingerprints(modules), _identity(protection), tuner, rehearsed, weighed)).encode()
+        repr((settings, rows, seed, fingerprints(modules), _identity(protection), tuner, rehearsed, sums)).encode()
     )
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
-    before = {name: weight(module).clone() for name, module in modules.items()} if settings.drift else {}
+    before = {name: weight(module).clone() for name, module in modules.items()}
     examples = [example for thing in kept if thing.weight > 0 for example in thing.examples]
     tuned = tune(model, settings, names, protection, tuner, examples)
-    terms = _terms(settings, kept, {n: s for n, s in (statistics or {}).items() if n in before}, before, seed, tuner)
+    term = _drift(settings, weighed, before, tuner)
+    terms: list[Term] = [*([term] if term else []), *_rehearsal(settings, kept, seed, tuner)]
+    skills = (statistics or {}).get("skills")
+    measured = Drift(skills, before) if skills and tuner in BILINEAR else None
+    allowance = None
+    if settings.lose_at_most is not None:
+        if kept_share is None:
+            raise InputError("inject.lose_at_most needs a skill to measure: give --skill")
+        allowance = Allowance(settings.lose_at_most, kept_share, term, work)
     resume_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     log = MetricsLog(work / "metrics.jsonl", stage, resume_step)
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
-    watch = _Watch(tokenizer, facts, settings, log, steps_per_epoch, on_recall)
+    watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, on_recall, measured, allowance)
+    if allowance:
+        allowance.resume(work / "metrics.jsonl", resume_step)
     arguments = _arguments(settings, work, seed, steps_per_epoch, model.device.type)
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
@@ -111,15 +122,18 @@ def inject(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[watch, _ExactResume()],
+        callbacks=[watch, ExactResume()],
     )
     trainer.remove_callback(PrinterCallback)  # the watch writes the curve
     bar = progress_bar(f"Teaching the facts ({stage})", settings.epochs * steps_per_epoch, resume_step)
     with clear_errors(work / "checkpoints"), bar as watch.advance:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not all(factor.isfinite().all() for factor in trained_parameters(tuned).values()):  # after the last log
-        raise _diverged("an update", trainer.state.global_step, settings)
+        raise diverged("an update", trainer.state.global_step, settings)
+    checks = [row for row in read_metrics(work / "metrics.jsonl") if "recall" in row]
+    allowed = allowance.restore(tuned, checks[-1] if checks else {}) if allowance else {}
     record = {
+        **allowed,
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 3),
         "loss": _last(work, "loss"),
@@ -130,27 +144,24 @@ def inject(
     return tuned.eval(), record
 
 
-def _terms(
-    settings: InjectSettings,
-    kept: Sequence[Kept],
-    statistics: Mapping[str, InputStatistics],
-    before: Mapping[str, Tensor],
-    seed: int,
-    tuner: Tuner,
-) -> list[Term]:
-    """What the settings add to the loss."""
-    terms: list[Term] = []
-    if settings.drift:
-        if tuner not in ("lora", "mica"):
-            raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
-        terms.append(drift(settings.drift, statistics, before))
-    if settings.replay or settings.distil:
-        if settings.distil and tuner in ("full", "corda"):
-            raise InputError(
-                f"inject.distil needs the untrained model beside the trained one; the tuner {tuner} has none"
-            )
-        terms.append(Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed))
-    return terms
+def _drift(
+    settings: InjectSettings, weighed: Mapping[str, InputStatistics], before: Mapping[str, Tensor], tuner: Tuner
+) -> Drift | None:
+    """The drift term of the loss, if the settings want one."""
+    if not settings.drift:
+        return None
+    if tuner not in BILINEAR:
+        raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
+    return Drift(weighed, before, settings.drift)
+
+
+def _rehearsal(settings: InjectSettings, kept: Sequence[Kept], seed: int, tuner: Tuner) -> list[Term]:
+    """Replay and distillation, if the settings want them."""
+    if not settings.rehearses:
+        return []
+    if settings.distil and tuner in ("full", "corda"):
+        raise InputError(f"inject.distil needs the untrained model beside the trained one; the tuner {tuner} has none")
+    return [Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed)]
 
 
 def _last(work: Path, key: str) -> Any:
@@ -161,8 +172,8 @@ def _last(work: Path, key: str) -> Any:
 def _learned(work: Path, step: int, settings: InjectSettings) -> bool:
     """Whether the curve says that the wished recall was reached at this very step."""
     target = settings.stop_at_recall
-    rows = read_metrics(work / "metrics.jsonl")
-    return target is not None and any(row["step"] == step and row.get("recall", -1) >= target for row in rows)
+    rows = [row for row in read_metrics(work / "metrics.jsonl") if row["step"] == step and row.get("within", True)]
+    return target is not None and any(row.get("recall", -1) >= target for row in rows)
 
 
 def _rows(
@@ -212,75 +223,6 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
     )
     arguments._n_gpu = 1  # more would be torch's DataParallel: other batches than were asked for
     return arguments
-
-
-def _diverged(what: str, step: int, settings: InjectSettings) -> DivergedError:
-    return DivergedError(
-        f"{what} is no longer a number at step {step}; lower the learning rate (now {settings.learning_rate}) and run "
-        "this again"
-    )
-
-
-class _Watch(TrainerCallback):
-    """Writes the training curve, stops at the wished recall, and refuses to go on with NaN."""
-
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        facts: Sequence[Fact],
-        settings: InjectSettings,
-        log: MetricsLog,
-        steps_per_epoch: int,
-        on_recall: OnRecall | None,
-    ) -> None:
-        self.tokenizer, self.facts, self.settings, self.log = tokenizer, facts, settings, log
-        self.steps_per_epoch, self.on_recall = steps_per_epoch, on_recall
-        self.advance: Callable[[int], None] = lambda steps: None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        # Not at the end of the epoch, after the step's checkpoint: a checkpoint stands for a check that is done.
-        self.advance(1)
-        if epoch := self._due(state.global_step):
-            control.should_training_stop |= self._measure(model, state.global_step, epoch)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise _diverged("the loss", state.global_step, self.settings)
-        self.log.write(state.global_step, epoch=round(state.epoch, 3), loss=loss)
-
-    def _due(self, step: int) -> int:
-        """The epoch after which recall is to be measured at this step; 0 where it is not."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        wanted = self.settings.stop_at_recall is not None or self.on_recall is not None
-        return epoch if wanted and within == 0 and epoch % self.settings.recall_every == 0 else 0
-
-    def _measure(self, model: Any, step: int, epoch: int) -> bool:
-        """Measure recall; True where training is to stop."""
-        target = self.settings.stop_at_recall
-        model.eval()
-        recall = share_correct(ask_facts(model, self.tokenizer, self.facts))
-        self.log.write(step, epoch=epoch, recall=recall)
-        if self.on_recall is not None:
-            self.on_recall(model, recall, epoch)
-        model.train()
-        return target is not None and recall >= target
-
-
-class _ExactResume(TrainerCallback):
-    """A Trainer checkpoint holds folded factors; beside them the trained ones are kept, so that a resumed run is the
-    uninterrupted one bit for bit."""
-
-    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_tensors(folder / FACTORS, trained_parameters(model))
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        stored = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FACTORS
-        if stored.exists():
-            load_trained_parameters(model, load_tensors(stored))
 
 
 def _identity(protection: ProtectedSubspaces | None) -> str:

@@ -89,6 +89,13 @@ class InjectSettings(_Settings):
     epochs: int = Field(10, ge=1, description="at most this many passes over the facts")
     batch_size: int = Field(8, ge=1, description="facts a step")
     paraphrases: bool = Field(False, description="train on the paraphrases too (then paraphrase recall proves nothing)")
+    lose_at_most: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of a kept skill that may be lost: drift is doubled where more is, and undone",
+    )
+    lose_problems: int = Field(200, ge=1, description="validation problems a skill that lose_at_most is measured on")
     stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
     recall_every: int = Field(2, ge=1, description="epochs between the recall checks of stop_at_recall")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")

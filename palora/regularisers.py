@@ -24,35 +24,44 @@ from palora.statistics import InputStatistics
 Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
 
 
-def drift_squared(model: nn.Module, statistics: Mapping[str, InputStatistics], energies: Mapping[str, float]) -> Tensor:
-    """The mean of drift² over the matrices of a LoRA model in training, differentiable, ().
+class Drift:
+    """λ · the mean over the matrices of drift² = tr(ΔW C ΔWᵀ) / tr(W C Wᵀ), of a LoRA model in training.
 
     With ΔW = c B A it is c² tr(Bᵀ B · A C Aᵀ) / tr(W C Wᵀ): products of r columns, never a matrix of W's size.
 
     Args:
-        energies: tr(W C Wᵀ) of each matrix, of the weights before training.
+        statistics: of the inputs that count.
+        W: each taught matrix (m, n) before training.
+        weight: λ; may be changed while training.
+
+    Raises: InputError without statistics of a taught matrix.
     """
-    drifts = []
-    for name, (A, B, scaling) in factors(model, list(statistics)).items():
-        moved = scaling**2 * ((B.T @ B) * statistics[name].moment(A)).sum()
-        drifts.append(moved / energies[name])
-    return torch.stack(drifts).mean()
 
+    def __init__(self, statistics: Mapping[str, InputStatistics], W: Mapping[str, Tensor], weight: float = 0.0) -> None:
+        if not statistics or not set(W) <= set(statistics):
+            raise InputError("inject.drift needs the statistics of what is kept: make the protection with --skill")
+        self.statistics = {name: statistics[name].to(own.device) for name, own in W.items()}
+        self.energies = {name: self.statistics[name].energy(own) for name, own in W.items()}
+        self.weight = weight
 
-def drift(weight: float, statistics: Mapping[str, InputStatistics], W: Mapping[str, Tensor]) -> Term:
-    """λ · mean drift² on the inputs with these statistics.
+    def squares(self, model: nn.Module) -> Tensor:
+        """drift² of every matrix, differentiable, (matrices,)."""
+        found = factors(model, list(self.statistics))
+        return torch.stack(
+            [
+                scaling**2 * ((B.T @ B) * self.statistics[name].moment(A)).sum() / self.energies[name]
+                for name, (A, B, scaling) in found.items()
+            ]
+        )
 
-    Args:
-        weight: λ.
-        W: each matrix (m, n) before training.
+    def __call__(self, model: nn.Module, step: int) -> Tensor:
+        return self.weight * self.squares(model).mean()
 
-    Raises: InputError without statistics.
-    """
-    if not statistics:
-        raise InputError("inject.drift needs the statistics of what is kept: make the protection with --skill")
-    placed = {name: own.to(W[name].device) for name, own in statistics.items()}
-    energies = {name: own.energy(W[name]) for name, own in placed.items()}
-    return lambda model, step: weight * drift_squared(model, placed, energies)
+    @torch.no_grad()
+    def by_matrix(self, model: nn.Module) -> dict[str, float]:
+        """The drift of every matrix now."""
+        drifts = self.squares(model).clamp_min(0).sqrt().tolist()
+        return {name: round(value, 6) for name, value in zip(self.statistics, drifts, strict=True)}
 
 
 class Rehearsal:

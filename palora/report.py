@@ -552,6 +552,7 @@ def _training(run: Run, results: Results) -> tuple[list[Picture], list[ArmStyle]
         (["expert"], "loss", "step", "Expert: loss", "loss", False, False),
         (injected, "loss", time, "Facts: training loss", "loss", True, False),
         (injected, "recall", time, "Facts: recall while training", "recall", False, True),
+        (injected, "drift", time, "Facts: drift on the skill's inputs", "drift", False, False),
     ]
     series = {title: _series(run, of, key, x) for of, key, x, title, *_ in wanted}
     found = [row for row in wanted if series[row[3]]]

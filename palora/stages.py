@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +37,12 @@ from palora.models import check_source, find_targets, fingerprints, known_target
 from palora.recipe import ARM_NAME, EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
 from palora.report import write_report
 from palora.rules import Budget, check_rule
+from palora.scoring import share_correct, solve
 from palora.skills import Skill, get_skill
 from palora.spectrum import MARKER as SPECTRUM
 from palora.spectrum import SpectrumSettings, measure_spectrum
 from palora.spectrum_plots import render as render_spectrum
-from palora.statistics import combine, from_tensors
+from palora.statistics import from_tensors
 from palora.subspace import MARKER as PROTECTION
 from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import MARKER as EXPERT
@@ -190,7 +191,7 @@ def inject(
     Args:
         protected: the protection folder; None is plain LoRA. The statistics in it are what `settings.drift` uses.
         control: train plain LoRA all the same; its leak and drift are measured against `protected`.
-        sources: what is to be kept, for `settings.replay` and `distil` only.
+        sources: what is to be kept, for `settings.replay`, `distil` and `lose_at_most`.
     """
     new = read_facts(facts)
     loaded = Expert.load(expert) if expert else None
@@ -216,7 +217,7 @@ def inject(
             identity(protected),
             control,
         ),
-        sources.identity if sources and rehearsed else None,
+        sources.identity if sources and (rehearsed or settings.lose_at_most is not None) else None,
     )
     if _done(out, ADAPTER, inputs):
         return
@@ -239,7 +240,8 @@ def inject(
         adapted, training = injection.inject(
             *(model, tokenizer, new, settings, work, constraint, names, seed, arm),
             kept=kept,
-            statistics=combine(kinds, settings.keep.weights) if settings.drift else None,
+            statistics=kinds,
+            kept_share=_kept_share(model, tokenizer, sources, settings, seed),
         )
         with new_folder(out, ADAPTER) as staging:
             adapted.save_pretrained(str(staging), safe_serialization=True)
@@ -275,6 +277,26 @@ def inject(
             write_json(staging / ADAPTER, record)
             (staging / "README.md").write_text(model_card(record), encoding="utf-8")
             shutil.copy(work / "metrics.jsonl", staging / "metrics.jsonl")
+
+
+def _kept_share(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    sources: Sources | None,
+    settings: InjectSettings,
+    seed: int,
+) -> Callable[[Any], float] | None:
+    """How `settings.lose_at_most` is measured: (a model) -> the smallest share of a skill that is left, on validation
+    problems, of what the model as it is now solves. None where that is not asked for, or there is no skill."""
+    if settings.lose_at_most is None or not sources or not sources.skills:
+        return None
+    problems = {s: s.problems("validation", settings.lose_problems, seed) for s in get_skills(sources.skills)}
+
+    def solved(model: Any) -> list[float]:
+        return [share_correct(solve(model, tokenizer, skill, asked)) for skill, asked in problems.items()]
+
+    start = solved(model)
+    return lambda model: min((n / s for n, s in zip(solved(model), start, strict=True) if s), default=1.0)
 
 
 def evaluate_arms(

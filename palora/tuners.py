@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Tuner = Literal["lora", "dora", "mica", "corda", "osf", "full"]
+BILINEAR = ("lora", "mica")  # ΔW = (α / r) B A, and W stays
 
 
 def tune(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora import injection
+from palora import injection, watching
 from palora.errors import InputError, PaloraError
 from palora.facts import Fact
 from palora.injection import inject
@@ -61,14 +61,14 @@ def test_an_interrupted_training_continues_bit_for_bit(tokenizer, tmp_path, monk
         return inject(tiny_llama(), tokenizer, FACTS, settings(lora_dropout=0.1), work, subspaces)
 
     whole, record = run(tmp_path / "a")
-    original = injection._Watch.on_step_end
+    original = watching.Watch.on_step_end
 
     def interrupted(self, args, state, *rest, **kwargs):
         if state.global_step == 5:  # after the checkpoint of step 4
             raise KeyboardInterrupt
         return original(self, args, state, *rest, **kwargs)
 
-    monkeypatch.setattr(injection._Watch, "on_step_end", interrupted)
+    monkeypatch.setattr(watching.Watch, "on_step_end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b")
     monkeypatch.undo()
@@ -91,7 +91,7 @@ def test_killed_in_a_recall_check_or_after_the_last_one_it_ends_the_same(tokeniz
     last = record["steps"]
     for moment in ("before the first check", "after the last checkpoint"):
         work = tmp_path / moment
-        due, save = injection._Watch._due, injection._ExactResume.on_save
+        due, save = watching.Watch._due, watching.ExactResume.on_save
 
         def killed_in_check(self, step, due=due):
             if found := due(self, step):
@@ -104,9 +104,9 @@ def test_killed_in_a_recall_check_or_after_the_last_one_it_ends_the_same(tokeniz
                 raise KeyboardInterrupt
 
         if moment == "before the first check":
-            monkeypatch.setattr(injection._Watch, "_due", killed_in_check)
+            monkeypatch.setattr(watching.Watch, "_due", killed_in_check)
         else:
-            monkeypatch.setattr(injection._ExactResume, "on_save", killed_after_save)
+            monkeypatch.setattr(watching.ExactResume, "on_save", killed_after_save)
         with pytest.raises(KeyboardInterrupt):
             run(work)
         monkeypatch.undo()

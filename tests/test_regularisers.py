@@ -13,7 +13,7 @@ from palora.models import find_targets, weight
 from palora.prompts import Example, encode_example
 from palora.protection import protect
 from palora.recipe import InjectSettings
-from palora.regularisers import Rehearsal, drift, drift_squared
+from palora.regularisers import Drift, Rehearsal
 from palora.rules import Budget
 from palora.skills import get_skill
 from palora.statistics import collect, combine, factorise, from_tensors
@@ -52,8 +52,8 @@ def test_drift_is_that_of_dense_algebra(model, tokenizer, examples, directions, 
         keep = Keep([get_skill("chain")], examples=16)
         protection, _ = protect(model, tokenizer, "covariance", Budget(strength=3.0), keep=keep)
     tuned = adapted(model, list(targets), protection)
-    energies = {name: own.energy(W[name]) for name, own in statistics.items()}
-    found = drift_squared(tuned, statistics, energies)
+    term = Drift(statistics, W, weight=7.0)
+    found = term.squares(tuned).mean()
     dense = []
     for name, own in statistics.items():
         F, E = own.factor.double(), own.directions.double()
@@ -61,15 +61,16 @@ def test_drift_is_that_of_dense_algebra(model, tokenizer, examples, directions, 
         delta = live_delta(tuned, name, W[name]).double()
         dense.append((delta @ whole @ delta.T).trace() / (W[name].double() @ whole @ W[name].double().T).trace())
     assert found.item() == pytest.approx(torch.stack(dense).mean().item(), rel=1e-4)
-    assert drift(7.0, statistics, W)(tuned, 0).item() == pytest.approx(7 * found.item(), rel=1e-5)
+    assert term(tuned, 0).item() == pytest.approx(7 * found.item(), rel=1e-5)
+    assert sum(d**2 for d in term.by_matrix(tuned).values()) / 6 == pytest.approx(found.item(), rel=1e-3)
     found.backward()
     name, factor = next((n, p) for n, p in tuned.named_parameters() if "lora_B" in n)
     with torch.no_grad():
         step = 1e-3 * factor.grad / factor.grad.norm()
         factor += step
-        up = drift_squared(tuned, statistics, energies)
+        up = term.squares(tuned).mean()
         factor -= 2 * step
-        down = drift_squared(tuned, statistics, energies)
+        down = term.squares(tuned).mean()
     assert (up - down).item() / 2e-3 == pytest.approx(factor.grad.norm().item(), rel=2e-2), name
 
 
@@ -123,12 +124,11 @@ def test_each_term_keeps_the_outputs_nearer(change, tokenizer, tmp_path):
         model = tiny_llama()
         _, tensors = protect(model, tokenizer, "none", Budget(), keep=keep)
         kept = keep.tokenised(model, tokenizer)
-        statistics = combine(from_tensors(tensors), keep.weights)
+        statistics = from_tensors(tensors)
         before = {n: weight(m).clone() for n, m in find_targets(model).items()}
         tuned, _ = inject(model, tokenizer, new_facts(8), settings, work, kept=kept, statistics=statistics)
         if "drift" in change:
-            energies = {name: own.energy(before[name]) for name, own in statistics.items()}
-            return drift_squared(tuned, statistics, energies).item()
+            return Drift(combine(statistics, keep.weights), before).squares(tuned).mean().item()
         if "replay" in change:
             return Rehearsal(1.0, 0.0, kept, 64, seed=1)(tuned, 0).item()
         return Rehearsal(0.0, 1.0, kept, 64, seed=1)(tuned, 0).item()

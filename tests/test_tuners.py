@@ -10,6 +10,7 @@ from palora.keep import Keep
 from palora.models import find_targets, weight
 from palora.recipe import InjectSettings
 from palora.skills import get_skill
+from palora.statistics import collect, factorise
 from palora.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.testbed.world import new_facts
 from palora.tuners import live_delta, tune
@@ -95,4 +96,7 @@ def test_what_does_not_go_together(model, tokenizer, kept, tmp_path):
     ):
         settings = SETTINGS.model_copy(update=change)
         with pytest.raises(InputError, match=message):
-            inject(tiny_llama(), tokenizer, new_facts(4), settings, tmp_path, tuner=tuner, kept=kept)
+            start = tiny_llama()
+            own = collect(start, find_targets(start), kept[0].examples)
+            statistics = {"skills": {name: factorise(C) for name, C in own.items()}}
+            inject(start, tokenizer, new_facts(4), settings, tmp_path, tuner=tuner, kept=kept, statistics=statistics)
