@@ -24,9 +24,14 @@ def prompts(count: int = 512) -> list[str]:
     return [rng.choice(rng.choice(phrasings)).format(name) for name in people(count, seed=1)]
 
 
-if __name__ == "__main__":
+def write(folder: Path = HERE) -> None:
+    """Write the four files."""
     known = known_facts()
-    write_facts(HERE / "new_facts.jsonl", new_facts(3000))
-    write_facts(HERE / "kept_facts.jsonl", known[:KEPT])
-    write_facts(HERE / "known_facts.jsonl", known[KEPT:])
-    atomic_write_text(HERE / "prompts.txt", "\n".join(prompts()) + "\n")
+    write_facts(folder / "new_facts.jsonl", new_facts(3000))
+    write_facts(folder / "kept_facts.jsonl", known[:KEPT])
+    write_facts(folder / "known_facts.jsonl", known[KEPT:])
+    atomic_write_text(folder / "prompts.txt", "\n".join(prompts()) + "\n")
+
+
+if __name__ == "__main__":
+    write()

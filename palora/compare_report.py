@@ -8,13 +8,16 @@ own test problems. Everything else is of one run, and a mean is over seeds.
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palora import significance
 from palora.cells import mark
 from palora.comparison import Comparison
-from palora.files import atomic_write_text
+from palora.files import atomic_write_bytes, atomic_write_text
 from palora.table import number, percent
+
+if TYPE_CHECKING:
+    from palora.plots import Point
 
 Run = dict[str, Any]
 PLAIN = ("recall", "paraphrase_recall", "locality", "norm", "relative_norm", "drift", "leak", "epoch", "seconds")
@@ -97,22 +100,33 @@ def summarise(
 
 
 def predictors(runs: Sequence[Run], milestone: str, skill: str) -> dict[str, Any]:
-    """How well one number tells the retention of a skill at a milestone, over all trainings that passed it (every rate
-    and seed): Spearman's rank correlation. Runs of one method resemble each other: this tests nothing."""
+    """How well one number tells what a method keeps and costs, over all trainings that passed a milestone (every rate
+    and seed): Spearman's rank correlation with the retention of the skill (`spearman`), with the known facts that are
+    left (`known_facts`) and with the epochs that the milestone took (`epochs`). Runs of one method resemble each other:
+    this tests nothing."""
     passed = [r for r in runs if milestone in r["moments"] and r.get("kind") != "scaled"]
-    kept = [r["moments"][milestone]["retention"][skill]["vs_expert"] for r in passed]
-    sources: dict[str, Callable[[Run], float | None]] = {
-        "drift": lambda r: r["moments"][milestone]["drift"],
-        "norm": lambda r: r["moments"][milestone]["norm"],
-        "coverage of the skill": lambda r: r["coverage"]["skill"],
-        "coverage of the skill minus the facts'": lambda r: _minus(r["coverage"]["skill"], r["coverage"]["facts"]),
+    at = [r["moments"][milestone] for r in passed]
+    told: dict[str, list[float | None]] = {
+        "spearman": [m["retention"][skill]["vs_expert"] for m in at],
+        "known_facts": [m["locality"] for m in at],
+        "epochs": [m["epoch"] for m in at],
     }
-    found = {}
-    for name, source in sources.items():
-        pairs = [(x, y) for x, y in zip(map(source, passed), kept, strict=True) if x is not None and y is not None]
-        x, y = [a for a, _ in pairs], [b for _, b in pairs]
-        found[name] = {"spearman": significance.rank_correlation(x, y), "n": len(pairs)}
-    return found
+    tell: dict[str, list[float | None]] = {
+        "drift": [m["drift"] for m in at],
+        "norm": [m["norm"] for m in at],
+        "coverage of the skill": [r["coverage"]["skill"] for r in passed],
+        "coverage of the skill minus the facts'": [
+            _minus(r["coverage"]["skill"], r["coverage"]["facts"]) for r in passed
+        ],
+    }
+
+    def correlation(xs: Sequence[float | None], ys: Sequence[float | None]) -> float | None:
+        pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
+        return significance.rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
+
+    return {
+        name: {**{of: correlation(xs, ys) for of, ys in told.items()}, "n": len(passed)} for name, xs in tell.items()
+    }
 
 
 def _with_retention(run: Run, reference: Mapping[str, Any]) -> Run:
@@ -215,7 +229,7 @@ def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str,
         *((f"{skill}, of the expert's", kept(skill, "vs_expert")) for skill in skills),
         *((f"{skill}, of the base's", kept(skill, "vs_base")) for skill in skills),
         ("paraphrases", plain("paraphrase_recall", percent)),
-        ("known facts", plain("locality", percent)),
+        ("known facts", lambda row: with_interval(row["locality"])),
         ("drift", plain("drift", number)),
         ("‖ΔW‖/‖W‖", plain("relative_norm", number)),
         ("leak", plain("leak", number)),
@@ -297,9 +311,13 @@ def markdown(result: Mapping[str, Any]) -> str:
                     "p (sign flip, Holm)",
                 ]
                 lines += _table(heads, test_rows(paired["tests"]))
-    lines += ["### What tells retention", ""]
-    found = [(name, number(p["spearman"]), str(p["n"])) for name, p in result["predictors"].items()]
-    lines += _table(["over all runs at the choosing milestone", "Spearman", "runs"], found)
+    lines += ["### What tells retention, over all runs at the choosing milestone", ""]
+    found = [
+        (name, *(number(p[key]) for key in ("spearman", "known_facts", "epochs")), str(p["n"]))
+        for name, p in result["predictors"].items()
+    ]
+    heads = ["rank correlation with", "the skill kept", "the known facts left", "epochs to the recall", "runs"]
+    lines += _table(heads, found)
     return "\n".join(lines)
 
 
@@ -315,6 +333,40 @@ def write_pages(result: Mapping[str, Any], out: Path) -> None:
     """Write `compare.md` and `compare.html`."""
     atomic_write_text(out / "compare.md", markdown(result))
     atomic_write_text(out / "compare.html", page(result, out.resolve().name))
+    from palora import plots
+
+    for load in result["table"]:
+        if points := kept_points(result, load):
+            atomic_write_bytes(out / f"kept-{load}.png", plots.to_png(_kept(result, load, points)))
+
+
+def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
+    """For every method that has learned the facts: known facts that are still right (x), the kept skill (y)."""
+    from palora.plots import Point
+
+    c = result["comparison"]
+    skill = next(iter(result["references"]["expert"]))
+    points = []
+    for method, row in result["table"][load][mark(c["choose_at"])].items():
+        y = row["retention"].get(skill, {}).get("vs_expert")
+        if row["locality"] and y and not row["scaled"]:
+            x = row["locality"]
+            intervals = [tuple(e["ci95"]) if e["ci95"] else None for e in (x, y)]
+            points.append(Point(method, x["mean"], y["mean"], *intervals))
+    return points
+
+
+def _kept(result: Mapping[str, Any], load: str, points: "list[Point]") -> Any:
+    from palora import plots
+
+    c = result["comparison"]
+    skill = next(iter(result["references"]["expert"]))
+    return plots.kept(
+        points,
+        plots.arm_styles(c["methods"]),
+        xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
+        ylabel=f"{skill} kept (expert = 100%)",
+    )
 
 
 def page(result: Mapping[str, Any], name: str) -> str:
@@ -329,6 +381,10 @@ def page(result: Mapping[str, Any], name: str) -> str:
     skill, at = c["keep_skills"][0], mark(c["choose_at"])
     skill = next(iter(result["runs"][0]["moments"].get(at, {}).get("validation", {skill: None})))
     pictures = []
+    for load in result["table"]:
+        if points := kept_points(result, load):
+            title = f"{load} facts at {c['choose_at']:.0%} recall: the skill and the known facts that are left"
+            pictures.append((title, Markup(plots.to_html(_kept(result, load, points), title))))
     for load, milestones in result["table"].items():
         for shown in result["references"]["expert"]:
             lines = {

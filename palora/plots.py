@@ -246,7 +246,10 @@ def _place_labels(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Ar
         taken.append((x - 2, to_pixels((0, low))[1], x + 2, to_pixels((0, high))[1]))
     for point in sorted(points, key=lambda point: (point.arm != "palora", -point.kept)):
         style = styles[point.arm]
-        look: dict[str, Any] = {"fontsize": 13, "fontweight": "bold" if point.arm == "palora" else "normal"}
+        look: dict[str, Any] = {
+            "fontsize": 13 if len(points) < 9 else 11,
+            "fontweight": "bold" if point.arm == "palora" else "normal",
+        }
         probe = axes.text(0, 0, style.label, **look)
         extent = probe.get_window_extent()
         probe.remove()
@@ -652,6 +655,39 @@ def frontier(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.tick_params(length=0)
+    return figure
+
+
+@_styled
+def kept(points: Sequence[Point], styles: Mapping[str, ArmStyle], *, xlabel: str, ylabel: str) -> "Figure":
+    """Two things kept against each other, a labelled point a method (`Point.recall` is x). The corner where at least
+    95% of the one and 90% of the other are kept is shaded."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (axes,) = _figure(2 * WIDE, 520)
+    low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
+    top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
+    axes.set(xlim=(-0.03, 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
+    axes.add_patch(Rectangle((0.9, 0.95), 0.22, top - 0.95, color=_colour("goal"), lw=0, zorder=0.5))
+    axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_tick_params(length=0)
+    for point in points:
+        style = styles[point.arm]
+        axes.errorbar(
+            *(point.recall, point.kept),
+            xerr=_lengths(point.recall, point.recall_ci),
+            yerr=_lengths(point.kept, point.kept_ci),
+            fmt=style.marker,
+            color=_colour(style.slot),
+            markersize=8,
+            markeredgecolor=_colour("page"),
+            elinewidth=1,
+        )
+    figure.draw_without_rendering()  # fixes the layout that the labels are placed in
+    _place_labels(axes, points, styles)
     return figure
 
 

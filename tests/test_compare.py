@@ -232,7 +232,32 @@ def test_retention_and_paired_differences_by_hand(values):
     assert tests["soft"]["p_t_holm"] == pytest.approx(2 * tests["soft"]["p_t"])
     assert tests["soft"]["p_sign_flip"] == tests["soft"]["smallest_p_sign_flip"] == 2 / 8
     assert tests["none"]["p_t"] == tests["none"]["p_t_holm"] == 1
-    assert result["predictors"]["drift"]["spearman"] < 0 and result["predictors"]["drift"]["n"] == 9
+    told = result["predictors"]["drift"]
+    assert told["spearman"] < 0 and told["n"] == 9 and told["known_facts"] is None, "which does not vary here"
+
+
+def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_path, monkeypatch):
+    """The rates are tried on seed 0; the other seeds get the one that kept more there."""
+    kept = {0.01: 0.5, 0.02: 1.0}
+    ran = []
+
+    def run(self, jobs):
+        for job in jobs:
+            if job.work is cells.run_training:
+                _, out, key, cell = job.arguments
+                ran.append((cell.learning_rate, cell.seed))
+                [found, *_] = synthetic([kept[cell.learning_rate]] * 3, [kept[cell.learning_rate]] * 3)
+                cells.write_json(out / "cells" / f"{key}.json", {**found, "kind": "training"})
+            elif job.work is cells.run_reference:
+                _, out, key, seed = job.arguments
+                cells.write_json(out / "cells" / f"{key}.json", REFERENCES[seed])
+
+    monkeypatch.setattr(compare.Workers, "run", run)
+    monkeypatch.setattr(compare, "write_pages", lambda result, out: None)
+    c = small(values, lora={"learning_rates": [0.01, 0.02]}).model_copy(update={"sweep_seeds": [0], "choose_at": 0.5})
+    result = compare.compare(c, tmp_path / "out")
+    assert ran == [(0.01, 0), (0.02, 0), (0.02, 1), (0.02, 2)]
+    assert result["chosen"] == {"4": {"lora": 0.02}} and result["table"]["4"]["0.5"]["lora"]["seeds"] == 3
 
 
 def test_only_seeds_that_both_reached_are_paired(values):
@@ -269,6 +294,11 @@ def test_the_pages(finished):
         ({"choose_at": 0.7}, "none of the milestones"),
         ({"keep_skills": ["gsm8k"]}, "not measured"),
         ({"reference": "scaled"}, "no trained method"),
+        ({"sweep_seeds": [7]}, "sweep_seeds: some of the seeds"),
+        (
+            {"methods": {"lora": {"learning_rates": [1e-3], "tuner": "osf", "protect": {"rule": "sigma", "k": 2}}}},
+            "osf",
+        ),
         ({"loads": [4, 4]}, "each once"),
         ({"methods": {"lora": {}}}, "methods.lora: give learning_rates"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"learning_rate": 1}}}}, "under learning_rates"),
@@ -285,7 +315,24 @@ def test_a_wrong_recipe_is_one_clear_line(values, tmp_path, change, message):
 def test_wrong_files_are_told_before_any_work(values, tmp_path):
     with pytest.raises(InputError, match="holds 6 facts, and a load is 50"):
         compare.compare(Comparison.model_validate(values | {"loads": [50]}), tmp_path / "out")
+    with pytest.raises(InputError, match="a kept fact proves nothing"):
+        both = values | {"kept_facts": values["known_facts"]}
+        compare.compare(Comparison.model_validate(both), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_data_of_the_comparisons_is_what_the_script_writes(monkeypatch, tmp_path):
+    import runpy
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent / "benchmarks"
+    script = runpy.run_path(str(folder / "make_data.py"))
+    script["write"](tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (folder / "data" / file.name).read_bytes(), file.name
+    asked = set((tmp_path / "prompts.txt").read_text().splitlines())
+    taught = {f.question for f in new_facts(3000)} | {q for f in known_facts() for q in (f.question, *f.paraphrases)}
+    assert not asked & taught, "nobody knows the answers to the prompts"
 
 
 def test_the_command(finished, values, tmp_path):
@@ -300,7 +347,7 @@ def test_the_shipped_comparisons_load():
     from pathlib import Path
 
     folder = Path(__file__).parent.parent / "benchmarks"
-    for file in ("small.yaml", "small-quick.yaml"):
-        c = load_comparison(folder / file)
+    for file in sorted(folder.glob("*.yaml")):
+        c = load_comparison(file)
         assert len(c.seeds) == 5 and Path(c.facts).exists()
         compare.check(c, Path("/tmp/never-written"))
