@@ -302,6 +302,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += _table(
                 ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
             )
+            if milestone == mark(result["comparison"]["choose_at"]) and (points := kept_points(result, load)):
+                on_front = ", ".join(front(points))
+                lines += [f"On the Pareto front of {skills[0]} kept and known facts left: {on_front}.", ""]
             paired = result["paired"][load][milestone]
             if paired["tests"]:
                 heads = [
@@ -338,6 +341,17 @@ def write_pages(result: Mapping[str, Any], out: Path) -> None:
     for load in result["table"]:
         if points := kept_points(result, load):
             atomic_write_bytes(out / f"kept-{load}.png", plots.to_png(_kept(result, load, points)))
+
+
+def front(points: "Sequence[Point]") -> list[str]:
+    """The methods on the Pareto front: no other keeps at least as much of both things and more of one, by the means."""
+
+    def beaten(own: "Point") -> bool:
+        mine = (own.recall, own.kept)
+        others = [(p.recall, p.kept) for p in points if p is not own]
+        return any(all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine for other in others)
+
+    return [point.arm for point in points if not beaten(point)]
 
 
 def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
@@ -384,7 +398,8 @@ def page(result: Mapping[str, Any], name: str) -> str:
     for load in result["table"]:
         if points := kept_points(result, load):
             title = f"{load} facts at {c['choose_at']:.0%} recall: the skill and the known facts that are left"
-            pictures.append((title, Markup(plots.to_html(_kept(result, load, points), title))))
+            told = f"{title}. On the Pareto front: {', '.join(front(points))}"
+            pictures.append((told, Markup(plots.to_html(_kept(result, load, points), title))))
     for load, milestones in result["table"].items():
         for shown in result["references"]["expert"]:
             lines = {

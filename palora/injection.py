@@ -88,13 +88,13 @@ def inject(
     )
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
-    before = {name: weight(module).clone() for name, module in modules.items()}
+    W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
+    term = _drift(settings, weighed, W, tuner)
+    skills = (statistics or {}).get("skills")
+    measured = Drift(skills, W) if skills and tuner in BILINEAR else None
+    terms: list[Term] = [*([term] if term else []), *_rehearsal(settings, kept, seed, tuner)]
     examples = [example for thing in kept if thing.weight > 0 for example in thing.examples]
     tuned = tune(model, settings, names, protection, tuner, examples)
-    term = _drift(settings, weighed, before, tuner)
-    terms: list[Term] = [*([term] if term else []), *_rehearsal(settings, kept, seed, tuner)]
-    skills = (statistics or {}).get("skills")
-    measured = Drift(skills, before) if skills and tuner in BILINEAR else None
     allowance = None
     if settings.lose_at_most is not None:
         if kept_share is None:
@@ -145,14 +145,14 @@ def inject(
 
 
 def _drift(
-    settings: InjectSettings, weighed: Mapping[str, InputStatistics], before: Mapping[str, Tensor], tuner: Tuner
+    settings: InjectSettings, weighed: Mapping[str, InputStatistics], W: Mapping[str, Tensor], tuner: Tuner
 ) -> Drift | None:
     """The drift term of the loss, if the settings want one."""
     if not settings.drift:
         return None
     if tuner not in BILINEAR:
         raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
-    return Drift(weighed, before, settings.drift)
+    return Drift(weighed, W, settings.drift)
 
 
 def _rehearsal(settings: InjectSettings, kept: Sequence[Kept], seed: int, tuner: Tuner) -> list[Term]:

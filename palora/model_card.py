@@ -30,6 +30,7 @@ A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 
 - **Goes on** {base}.
 - **Protection**: {protection}.
+- **In the loss** besides the facts: {_pairs(update.get("loss") or {}) or "nothing"}.
 - **Size of the update**: ‖ΔW‖ = {_number(update["norm"])} ({_number(update["relative_norm"])} of ‖W‖).
 - **Leak** (largest share of the update inside the protected subspace): {_number(update["leak"])}.
 - **Drift** (how far the update moves the layers' outputs on the skill's inputs): {_number(update["drift"])}.

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from palora.errors import InputError
 
-PLAIN = {"drift": 0.0, "replay": 0.0, "distil": 0.0}  # what an arm does not have unless it says so
+ADDED = ("drift", "replay", "distil")  # to the loss
+PLAIN = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None}  # what an arm does without unless it says so
 ARM_NAME = r"\w[\w.-]*"  # it names a folder
 DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
 
@@ -109,6 +110,11 @@ class InjectSettings(_Settings):
     kept_batch_size: int = Field(50, ge=1, description="such rows a step, for replay and distil")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     bf16: bool = Field(False, description="bfloat16 autocast while training")
+
+    @property
+    def added(self) -> dict[str, float]:
+        """What is added to the loss, by its weight: drift, replay, distil."""
+        return {term: weight for term in ADDED if (weight := getattr(self, term))}
 
     @property
     def rehearses(self) -> bool:

@@ -224,7 +224,7 @@ class Results:
         return None if interval is None or not whole else (interval[0] / whole, interval[1] / whole)
 
     def update(self, arm: str, name: str) -> Any:
-        """rule, leak, drift, norm, relative_norm or parameters of a trained arm."""
+        """rule, loss, leak, drift, norm, relative_norm or parameters of a trained arm."""
         return _mapping(self._update.get(arm)).get(name)
 
     def layers(self, name: str) -> dict[str, dict[str, float]]:
@@ -441,6 +441,8 @@ DEFINITIONS = {
     "paraphrase recall": "Recall when the questions are asked in words that were not trained on.",
     "locality": "Share of facts the base already knew that are still answered correctly.",
     "rule": "How the protected subspace was chosen for the arm.",
+    "in the loss": "What stands in the loss beside the facts, with its weight: the drift on what is kept, replay of "
+    "its rows, or distillation on them.",
     "leak": "Share of the update inside the protected subspace, max(‖U_Sᵀ ΔW‖, ‖ΔW V_S‖) / ‖ΔW‖, the largest of any "
     "matrix: about 0 under a hard rule, not defined for a soft one. Plain LoRA's is against palora's subspace.",
     "drift": "How far the update moves a layer's output on the skill's own inputs, relative to that output, "
@@ -490,6 +492,7 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
     update = [
         row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
+        row("in the loss", lambda arm: Cell(_loss(results.update(arm, "loss")))),
         row("leak", lambda arm: plain(results.update(arm, "leak"))),
         row("drift", lambda arm: plain(results.update(arm, "drift"))),
         row("‖ΔW‖", lambda arm: plain(results.update(arm, "norm"))),
@@ -499,6 +502,11 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     groups.append(("the update", update))
     measured_rows = ((head, [row for row in rows if any(c.text != "–" for c in row.cells)]) for head, rows in groups)
     return [(heading, rows) for heading, rows in measured_rows if rows]
+
+
+def _loss(added: Any) -> str:
+    """What stands in an arm's loss beside the facts."""
+    return ", ".join(f"{term} {_number(weight):g}" for term, weight in _mapping(added).items()) or "–"
 
 
 # --- pictures -------------------------------------------------------------------------------------

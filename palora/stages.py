@@ -267,6 +267,7 @@ def inject(
                 "fingerprints": prints,
                 "update": {
                     "rule": constraint.record["rule"] if constraint else "none",
+                    "loss": settings.added,
                     **measure_update(Adapter.load(staging), modules, subspaces, kinds.get("skills")),
                 },
                 "training": training,

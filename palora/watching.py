@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import TrainerCallback
 
 from palora.errors import DivergedError
@@ -141,14 +142,18 @@ class Allowance:
 
         Returns: for the record.
         """
+        record = {"lose_at_most": self.allowed, "kept_while_training": last.get("kept"), "restored": None}
         if last.get("within"):
-            return {"lose_at_most": self.allowed, "kept_while_training": last["kept"], "restored": False}
+            return record
         if self.file.exists():
             load_trained_parameters(model, load_tensors(self.file))
-        else:  # nothing within: the model as it was
-            empty = {n: torch.zeros_like(p) for n, p in trained_parameters(model).items() if "lora_B" in n}
-            load_trained_parameters(model, empty)
-        return {"lose_at_most": self.allowed, "kept_while_training": last.get("kept"), "restored": True}
+            with safe_open(self.file, framework="pt") as file:
+                stored = file.metadata()
+            return record | {"restored": {"epoch": int(stored["epoch"]), "recall": float(stored["recall"])}}
+        # Nothing within: the model as it was.
+        empty = {n: torch.zeros_like(p) for n, p in trained_parameters(model).items() if "lora_B" in n}
+        load_trained_parameters(model, empty)
+        return record | {"restored": {"epoch": 0, "recall": None}}
 
 
 class ExactResume(TrainerCallback):

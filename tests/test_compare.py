@@ -8,11 +8,12 @@ from command import palora
 
 from palora import cells, compare
 from palora.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
-from palora.compare_report import choose_rates, summarise
+from palora.compare_report import choose_rates, front, summarise
 from palora.comparison import Comparison, load_comparison
 from palora.errors import InputError
 from palora.facts import write_facts
 from palora.files import read_json
+from palora.plots import Point
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
 
@@ -246,7 +247,10 @@ def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_pat
             if job.work is cells.run_training:
                 _, out, key, cell = job.arguments
                 ran.append((cell.learning_rate, cell.seed))
-                [found, *_] = synthetic([kept[cell.learning_rate]] * 3, [kept[cell.learning_rate]] * 3)
+                [found, *_] = synthetic(
+                    [kept[cell.learning_rate]] * 3, [kept[cell.learning_rate]] * 3, rate=cell.learning_rate
+                )
+                found |= {"seed": cell.seed}
                 cells.write_json(out / "cells" / f"{key}.json", {**found, "kind": "training"})
             elif job.work is cells.run_reference:
                 _, out, key, seed = job.arguments
@@ -258,6 +262,17 @@ def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_pat
     result = compare.compare(c, tmp_path / "out")
     assert ran == [(0.01, 0), (0.02, 0), (0.02, 1), (0.02, 2)]
     assert result["chosen"] == {"4": {"lora": 0.02}} and result["table"]["4"]["0.5"]["lora"]["seeds"] == 3
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [
+        Point("a", 0.5, 1.0),
+        Point("b", 0.9, 0.9),
+        Point("c", 0.9, 0.8),
+        Point("d", 0.4, 1.0),
+        Point("e", 0.5, 1.0),
+    ]
+    assert front(points) == ["a", "b", "e"]
 
 
 def test_only_seeds_that_both_reached_are_paired(values):

@@ -51,7 +51,8 @@ def test_the_paper_recipe_is_the_published_one():
 def test_demo_recipe_points_at_what_is_shipped():
     recipe = demo_recipe(seed=3)
     assert recipe.seed == 3 and "svf" in recipe.arms
-    assert Path(recipe.facts).exists() and Path(recipe.known_facts).exists()
+    for file in (recipe.facts, recipe.known_facts, recipe.kept_facts, recipe.prompts):
+        assert Path(file).exists()
     assert (Path(recipe.model) / "model.safetensors").stat().st_size <= 8 * 2**20
 
 
@@ -64,6 +65,16 @@ def test_overrides(tmp_path):
     assert recipe.inject.r == 8 and recipe.inject.learning_rate == 1e-3
     assert recipe.arm("svf")[0].k == 4 and recipe.arm("svf")[1].r == 8
     assert recipe.trained_arms == ["lora", "svf", "palora"]
+
+
+def test_other_arms_have_nothing_in_the_loss_unless_they_say_so():
+    inject = {"drift": 100, "distil": 1, "lose_at_most": 0.1, "r": 4}
+    arms = {"more": {"protect": {"rule": "sigma", "k": 2}, "inject": {"drift": 3}}}
+    recipe = parse_recipe(MINIMAL | {"inject": inject, "arms": arms})
+    assert recipe.inject.added == {"drift": 100, "distil": 1} and recipe.inject.rehearses
+    for arm, added in (("lora", {}), ("more", {"drift": 3})):
+        settings = recipe.arm(arm)[1]
+        assert settings.added == added and settings.lose_at_most is None and settings.r == 4
 
 
 def test_files_beside_the_recipe_are_found(tmp_path):

@@ -49,21 +49,21 @@ def test_it_ends_with_the_last_state_that_loses_little_enough(tokenizer, statist
     tuned, record, rows, seen = train(tokenizer, statistics, tmp_path, [1.0, 0.95, 0.8, 0.92, 0.5, 0.89])
     assert [row["within"] for row in rows] == [True, True, False, True, False, False]
     assert [row["drift_weight"] for row in rows] == [0.5, 0.5, 1.0, 1.0, 2.0, 4.0], "doubled where too much was lost"
-    assert record["restored"] and record["lose_at_most"] == 0.1
+    assert record["restored"]["epoch"] == 4 and record["lose_at_most"] == 0.1
     for name, value in trained_parameters(tuned).items():
         assert torch.equal(value, seen[3][name]), "the fourth check was the last one within"
 
 
 def test_within_the_allowance_it_is_left_alone(tokenizer, statistics, tmp_path):
     tuned, record, rows, seen = train(tokenizer, statistics, tmp_path, [0.8, 0.99, 0.91, 0.95, 1.0, 0.9])
-    assert not record["restored"] and record["kept_while_training"] == 0.9
+    assert record["restored"] is None and record["kept_while_training"] == 0.9
     assert all(torch.equal(value, seen[5][name]) for name, value in trained_parameters(tuned).items())
     assert rows[-1]["drift_weight"] == 1.0
 
 
 def test_where_nothing_is_within_the_model_stays_as_it_was(tokenizer, statistics, tmp_path):
     tuned, record, _, _ = train(tokenizer, statistics, tmp_path, [0.5] * 6)
-    assert record["restored"]
+    assert record["restored"] == {"epoch": 0, "recall": None}
     before = {name: weight(module) for name, module in find_targets(tiny_llama()).items()}
     assert all(live_delta(tuned, name, W).norm() == 0 for name, W in before.items())
 
