@@ -37,9 +37,9 @@ Prompts = Annotated[
     str | None, typer.Option("--prompts", help="Prompts, one a line: what the model answers to them is to be kept.")
 ]
 KeepSkills = Annotated[float, typer.Option(help="Weight of the skills in what is kept.")]
-KeepKnownFacts = Annotated[float, typer.Option(help="Weight of the known facts.")]
-KeepText = Annotated[float, typer.Option(help="Weight of the text.")]
-KeepPrompts = Annotated[float, typer.Option(help="Weight of the prompts.")]
+KeepKnownFacts = Annotated[float | None, typer.Option(help="Weight of the known facts.")]
+KeepText = Annotated[float | None, typer.Option(help="Weight of the text.")]
+KeepPrompts = Annotated[float | None, typer.Option(help="Weight of the prompts.")]
 Examples = Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")]
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
@@ -170,9 +170,9 @@ def protect(
     strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rule covariance.")] = None,
     sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
     keep_skills: KeepSkills = 1.0,
-    keep_known_facts: KeepKnownFacts = 1.0,
-    keep_text: KeepText = 1.0,
-    keep_prompts: KeepPrompts = 1.0,
+    keep_known_facts: KeepKnownFacts = None,
+    keep_text: KeepText = None,
+    keep_prompts: KeepPrompts = None,
     examples: Examples = 512,
     base: Annotated[
         str, typer.Option("--base", help="Weights that inject will train on: expert (if there is one) or original.")
@@ -183,7 +183,9 @@ def protect(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the protected subspace of every targeted matrix. --facts is for their coverage only."""
+    """Find the protected subspace of every targeted matrix, by the inputs of the skills (without a skill: of everything
+    that is kept; --keep-… weigh otherwise). The statistics of everything are stored, for the loss of `palora inject`.
+    --facts is for their coverage only."""
     from palora.recipe import DEFAULT_STRENGTH, ProtectSettings
 
     if rule == "covariance" and all(budget is None for budget in (k, fraction, share, strength)):
@@ -196,7 +198,7 @@ def protect(
         share=share,
         strength=strength,
         sides=sides,
-        keep=_keep(keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
+        keep=_keep(0.0 if skill else 1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
     )
     if base not in ("expert", "original"):
         raise InputError(f"--base: it is expert or original, not {base!r}")
@@ -255,9 +257,9 @@ def inject(
     text: Text = None,
     prompts: Prompts = None,
     keep_skills: KeepSkills = 1.0,
-    keep_known_facts: KeepKnownFacts = 1.0,
-    keep_text: KeepText = 1.0,
-    keep_prompts: KeepPrompts = 1.0,
+    keep_known_facts: KeepKnownFacts = None,
+    keep_text: KeepText = None,
+    keep_prompts: KeepPrompts = None,
     examples: Examples = 512,
     targets: Targets = None,
     dtype: Dtype = "auto",
@@ -293,7 +295,7 @@ def inject(
         replay=replay,
         distil=distil,
         kept_batch_size=kept_batch_size,
-        keep=_keep(keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
+        keep=_keep(1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
     )
     from palora import stages
 
@@ -447,9 +449,12 @@ def inspect(
     _show_folder(folder, as_json)
 
 
-def _keep(skills: float, known_facts: float, text: float, prompts: float, examples: int) -> dict[str, Any]:
-    """The settings of what is to be kept, from the options."""
-    return {"skills": skills, "known_facts": known_facts, "text": text, "prompts": prompts, "examples": examples}
+def _keep(default: float, skills: float, *others: Any) -> dict[str, Any]:
+    """The settings of what is to be kept, from the options: known facts, text, prompts (where not given: `default`) and
+    the number of examples."""
+    *weights, examples = others
+    given = zip(("known_facts", "text", "prompts"), weights, strict=True)
+    return {"skills": skills, "examples": examples, **{k: default if w is None else w for k, w in given}}
 
 
 def _endings(names: str | None) -> list[str] | None:

@@ -49,7 +49,7 @@ class Drift:
         found = factors(model, list(self.statistics))
         return torch.stack(
             [
-                scaling**2 * ((B.T @ B) * self.statistics[name].moment(A)).sum() / self.energies[name]
+                scaling**2 * ((B.T.float() @ B.float()) * self.statistics[name].moment(A)).sum() / self.energies[name]
                 for name, (A, B, scaling) in found.items()
             ]
         )
