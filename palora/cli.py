@@ -248,7 +248,9 @@ def inject(
     teach: Annotated[
         str | None, typer.Option("--teach", help="Endings of those of the targeted matrices that are taught. All.")
     ] = None,
-    drift: Annotated[float, typer.Option(help="Weight of drift² on what is kept (--protection knows it).")] = 0.0,
+    drift: Annotated[
+        float, typer.Option(help="Weight of drift² on what is kept, beside the facts' summed loss.")
+    ] = 0.0,
     replay: Annotated[float, typer.Option(help="Weight of the loss on rows of what is kept.")] = 0.0,
     distil: Annotated[float, typer.Option(help="Weight of KL(start || now) on rows of what is kept.")] = 0.0,
     kept_batch_size: Annotated[int, typer.Option(help="Such rows a step, for --replay and --distil.")] = 50,

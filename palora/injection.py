@@ -89,7 +89,7 @@ def inject(
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
     W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
-    term = _drift(settings, weighed, W, tuner)
+    term = _drift(settings, weighed, W, tuner, len(rows))
     skills = (statistics or {}).get("skills")
     measured = Drift(skills, W) if skills and tuner in BILINEAR else None
     terms: list[Term] = [*([term] if term else []), *_rehearsal(settings, kept, seed, tuner)]
@@ -145,14 +145,18 @@ def inject(
 
 
 def _drift(
-    settings: InjectSettings, weighed: Mapping[str, InputStatistics], W: Mapping[str, Tensor], tuner: Tuner
+    settings: InjectSettings,
+    weighed: Mapping[str, InputStatistics],
+    W: Mapping[str, Tensor],
+    tuner: Tuner,
+    rows: int,
 ) -> Drift | None:
-    """The drift term of the loss, if the settings want one."""
+    """The drift term of the loss, if the settings want one: λ beside the sum over all rows, λ / n beside the mean."""
     if not settings.drift:
         return None
     if tuner not in BILINEAR:
         raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
-    return Drift(weighed, W, settings.drift)
+    return Drift(weighed, W, settings.drift / rows)
 
 
 def _rehearsal(settings: InjectSettings, kept: Sequence[Kept], seed: int, tuner: Tuner) -> list[Term]:

@@ -104,7 +104,11 @@ class InjectSettings(_Settings):
         default_factory=lambda: KeepSettings(known_facts=1.0, text=1.0, prompts=1.0),  # type: ignore[call-arg]
         description="weights of what is kept by drift, replay and distil",
     )
-    drift: float = Field(0.0, ge=0, description="λ of λ · drift² in the loss: how far outputs on what is kept may move")
+    drift: float = Field(
+        0.0,
+        ge=0,
+        description="λ of λ · drift² on what is kept, beside the summed loss of all facts (their mean: λ / n)",
+    )
     replay: float = Field(0.0, ge=0, description="ρ: weight of the loss on rows of what is kept, beside the facts'")
     distil: float = Field(0.0, ge=0, description="κ: weight of KL(start ‖ now) on such rows")
     kept_batch_size: int = Field(50, ge=1, description="such rows a step, for replay and distil")

@@ -385,7 +385,7 @@ def test_a_moved_expert_is_asked_for(refused, stage, made, tmp_path):
         ("--rule magic --k 4", "unknown rule 'magic'; choose one of svf, "),
         ("--rule sigma", "the rule sigma needs k, fraction or share"),
         ("--rule sigma --k 4 --fraction 0.5", "give one of k, fraction, share and strength, not k and fraction"),
-        ("--rule sigma --strength 3", "strength belongs to covariance"),
+        ("--rule sigma --strength 3", "strength belongs to the soft rules"),
         ("--rule covariance --k 3 --skill chain", "the rule covariance takes a strength, not k"),
         ("--rule none --k 3", "the rule none protects nothing and takes no k"),
         ("--rule random --share 0.5", "give k or fraction"),

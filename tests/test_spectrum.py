@@ -177,7 +177,7 @@ def test_the_gradient_of_a_scale_is_what_the_loss_does(architecture):
     targets = find_targets(model)
     decompositions = decompose_targets(targets)
     frozen = next(model.parameters()).requires_grad_(False)
-    found = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, 0, batch_size=2)
+    found = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, batch_size=2)
     assert not frozen.requires_grad and all(p.requires_grad for p in list(model.parameters())[1:])
     assert all(p.grad is None for p in model.parameters())
     with torch.no_grad():
@@ -199,19 +199,19 @@ def test_the_error_of_a_gradient_is_its_spread_over_batches(model):
     targets = find_targets(model)
     decompositions = decompose_targets(targets)
     name = list(targets)[2]
-    alone = [spectrum.scale_gradients(model, targets, decompositions, [e], 0)[name] for e in EXAMPLES]
+    alone = [spectrum.scale_gradients(model, targets, decompositions, [e])[name] for e in EXAMPLES]
     assert all(float(error.abs().max()) == 0 for _, error in alone), "one batch has no spread"
     T = [len(e.answer) for e in EXAMPLES]
     mean = sum(t * g for t, (g, _) in zip(T, alone, strict=True)) / sum(T)
     spread = sum((t * (g - mean)).square() for t, (g, _) in zip(T, alone, strict=True)) * 4 / 3
-    found, error = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, 0, batch_size=1)[name]
+    found, error = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, batch_size=1)[name]
     assert (found - mean).abs().max() < 1e-5 * mean.abs().max()
     assert (error - spread.sqrt() / sum(T)).abs().max() < 1e-4 * error.abs().max()
 
 
 def test_perplexity_is_of_the_answers_only(model):
     expected = math.exp(loss_of(model, EXAMPLES))
-    assert spectrum.perplexity(model, EXAMPLES, 0, batch_size=3) == pytest.approx(expected, rel=1e-5)
+    assert spectrum.perplexity(model, EXAMPLES, batch_size=3) == pytest.approx(expected, rel=1e-5)
 
 
 # --- removal --------------------------------------------------------------------------------------

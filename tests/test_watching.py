@@ -19,7 +19,7 @@ from palora.testbed.world import new_facts
 from palora.tuners import live_delta
 
 SETTINGS = InjectSettings(
-    r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=6, batch_size=4, recall_every=1, drift=0.5
+    r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=6, batch_size=4, recall_every=1, drift=4.0
 )
 
 
