@@ -1,4 +1,4 @@
-"""Write the data of the comparisons, `benchmarks/data/`: the same bytes every time.
+"""Write the data of the demo and the comparisons, `palora/testbed/` and `benchmarks/data/`: the same bytes every time.
 
 new_facts.jsonl     3,000 facts about people the model never met, the first 300 those of the demo
 kept_facts.jsonl    what the model knows about the first 32 people it was trained on: methods may keep these
@@ -13,7 +13,7 @@ from palora.facts import write_facts
 from palora.files import atomic_write_text
 from palora.testbed.world import RELATIONS, known_facts, new_facts, people
 
-HERE = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
 KEPT = 128
 
 
@@ -24,13 +24,14 @@ def prompts(count: int = 512) -> list[str]:
     return [rng.choice(rng.choice(phrasings)).format(name) for name in people(count, seed=1)]
 
 
-def write(folder: Path = HERE) -> None:
-    """Write the four files."""
-    known = known_facts()
-    write_facts(folder / "new_facts.jsonl", new_facts(3000))
-    write_facts(folder / "kept_facts.jsonl", known[:KEPT])
-    write_facts(folder / "known_facts.jsonl", known[KEPT:])
-    atomic_write_text(folder / "prompts.txt", "\n".join(prompts()) + "\n")
+def write(root: Path = ROOT) -> None:
+    """Write the files, each to its place under `root`."""
+    testbed, known = root / "palora" / "testbed", known_facts()
+    write_facts(root / "benchmarks" / "data" / "new_facts.jsonl", new_facts(3000))
+    write_facts(testbed / "new_facts.jsonl", new_facts(300))
+    write_facts(testbed / "kept_facts.jsonl", known[:KEPT])
+    write_facts(testbed / "known_facts.jsonl", known[KEPT:])
+    atomic_write_text(testbed / "prompts.txt", "\n".join(prompts()) + "\n")
 
 
 if __name__ == "__main__":

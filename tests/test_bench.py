@@ -45,5 +45,5 @@ def test_the_default_protects_where_plain_lora_forgets(tmp_path):
     kept = {name: arm["skills"]["chain"]["accuracy"] for name, arm in (("before", before), ("palora", palora))}
     assert before["locality"] == 1.0 and palora["recall"] >= 0.95 and lora["recall"] >= 0.95
     assert kept["palora"] >= 0.97 * kept["before"]
-    assert palora["locality"] >= 0.85, "known facts that no method saw"
-    assert palora["locality"] >= lora["locality"] + 0.1, "the same facts, learned as well"
+    assert palora["locality"] >= 0.93, "known facts that no method saw"
+    assert palora["locality"] >= lora["locality"] + 0.08, "the same facts, learned as well"

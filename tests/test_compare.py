@@ -2,6 +2,8 @@
 
 import json
 import logging
+import runpy
+from pathlib import Path
 
 import pytest
 from command import palora
@@ -336,16 +338,12 @@ def test_wrong_files_are_told_before_any_work(values, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_data_of_the_comparisons_is_what_the_script_writes(monkeypatch, tmp_path):
-    import runpy
-    from pathlib import Path
-
-    folder = Path(__file__).parent.parent / "benchmarks"
-    script = runpy.run_path(str(folder / "make_data.py"))
-    script["write"](tmp_path)
-    for file in tmp_path.iterdir():
-        assert file.read_bytes() == (folder / "data" / file.name).read_bytes(), file.name
-    asked = set((tmp_path / "prompts.txt").read_text().splitlines())
+def test_the_data_is_what_the_script_writes(tmp_path):
+    root = Path(__file__).parents[1]
+    runpy.run_path(str(root / "benchmarks" / "make_data.py"))["write"](tmp_path)
+    written = [file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) == 5 and all((tmp_path / f).read_bytes() == (root / f).read_bytes() for f in written)
+    asked = set((root / "palora" / "testbed" / "prompts.txt").read_text().splitlines())
     taught = {f.question for f in new_facts(3000)} | {q for f in known_facts() for q in (f.question, *f.paraphrases)}
     assert not asked & taught, "nobody knows the answers to the prompts"
 
@@ -359,9 +357,7 @@ def test_the_command(finished, values, tmp_path):
 
 
 def test_the_shipped_comparisons_load():
-    from pathlib import Path
-
-    folder = Path(__file__).parent.parent / "benchmarks"
+    folder = Path(__file__).parents[1] / "benchmarks"
     for file in sorted(folder.glob("*.yaml")):
         c = load_comparison(file)
         assert len(c.seeds) == 5 and Path(c.facts).exists()
