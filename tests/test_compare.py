@@ -360,5 +360,5 @@ def test_the_shipped_comparisons_load():
     folder = Path(__file__).parents[1] / "benchmarks"
     for file in sorted(folder.glob("*.yaml")):
         c = load_comparison(file)
-        assert len(c.seeds) == 5 and Path(c.facts).exists()
+        assert c.seeds and Path(c.facts).exists()
         compare.check(c, Path("/tmp/never-written"))
