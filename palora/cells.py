@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from pydantic import BaseModel
-from torch import Tensor
 
 from palora import stages
 from palora.comparison import Comparison
@@ -124,7 +123,7 @@ def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
 
 
 def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None:
-    """Find what a method protects (`none`: only the statistics of what is to be kept).
+    """Find what a method protects (`none`: only the statistics, of everything that is to be kept).
 
     Shuffled scales are only looked at by the rule. Nothing else may see them: no model is made of them, so no
     statistics are collected either.
@@ -138,7 +137,8 @@ def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None
             shuffle_scales(Expert.load(expert), seed).save(shuffled)
             stages.protect(base_of(c), settings, folder, shuffled, seed=seed)
         else:
-            stages.protect(base_of(c), settings, folder, expert, sources_of(c), c.facts, seed)
+            sources = sources_of(c) if method == "none" else sources_of(c).weighed(settings.keep)
+            stages.protect(base_of(c), settings, folder, expert, sources, c.facts, seed)
 
 
 def shuffle_scales(expert: Expert, seed: int) -> Expert:
@@ -196,16 +196,17 @@ class Bench:
 
     def update(
         self,
-        deltas: Iterator[tuple[str, Tensor]],
+        model: Any,
         statistics: Mapping[str, InputStatistics],
         protection: ProtectedSubspaces | None = None,
     ) -> dict[str, float | None]:
-        """Norm, relative norm, mean drift and largest leak of an update, as in `updates.py`."""
+        """Norm, relative norm, mean drift and largest leak of a model's update, as in `updates.py`."""
         squares, drifts, leaks = [], [], []
-        for name, delta in deltas:
+        for name, W in self.weights.items():
+            delta = live_delta(model, name, W)
             squares.append(float(delta.norm()) ** 2)
             if name in statistics:
-                drifts.append(statistics[name].drift(delta, self.weights[name]))
+                drifts.append(statistics[name].drift(delta, W))
             if protection is not None and protection.hard:
                 leaks.append(protection[name].leak(delta))
         size = sum(float(W.norm()) ** 2 for W in self.weights.values()) ** 0.5
@@ -246,17 +247,16 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
         kinds = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
         statistics = kinds["skills"]
-        own = protection_folder(out, cell.method, cell.seed)
-        protected = ProtectedSubspaces.load(own) if method.rule != "none" else None
+        folder = protection_folder(out, cell.method, cell.seed)
+        protected = ProtectedSubspaces.load(folder) if method.rule != "none" else None
         kept = bench.kept(settings.keep) if settings.rehearses or method.tuner == "corda" else []
         measuring, training_started = 0.0, clock()
 
         def moment(model: Any, epoch: float) -> dict[str, Any]:
             nonlocal measuring
             before = clock()
-            deltas = ((name, live_delta(model, name, bench.weights[name])) for name in bench.modules)
             seconds = None if resumed else round(before - training_started - measuring, 2)
-            found = {"epoch": epoch, "seconds": seconds, **bench.update(deltas, statistics, protected)}
+            found = {"epoch": epoch, "seconds": seconds, **bench.update(model, statistics, protected)}
             found |= bench.ask(model)
             measuring += clock() - before
             return found
@@ -316,14 +316,11 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
         moments: dict[str, Any] = {}
         for m, norm in norms.items():
             adapted = PeftModel.from_pretrained(bench.model, str(out / "adapters" / source / m)).eval()
-            own = (
-                bench.update(((n, live_delta(adapted, n, bench.weights[n])) for n in bench.modules), {})["norm"] or 0.0
-            )
+            own = bench.update(adapted, {})["norm"] or 0.0
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:
                     parameter.data *= norm / own
-            deltas = ((n, live_delta(adapted, n, bench.weights[n])) for n in bench.modules)
-            moments[m] = {"epoch": None, "seconds": None, "factor": norm / own, **bench.update(deltas, statistics)}
+            moments[m] = {"epoch": None, "seconds": None, "factor": norm / own, **bench.update(adapted, statistics)}
             moments[m] |= bench.ask(adapted)
             adapted.unload()
         result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}

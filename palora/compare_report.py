@@ -302,10 +302,10 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += _table(
                 ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
             )
+            paired = result["paired"][load][milestone]
             if milestone == mark(result["comparison"]["choose_at"]) and (points := kept_points(result, load)):
                 on_front = ", ".join(front(points))
-                lines += [f"On the Pareto front of {skills[0]} kept and known facts left: {on_front}.", ""]
-            paired = result["paired"][load][milestone]
+                lines += [f"On the Pareto front of {paired['skill']} kept and known facts left: {on_front}.", ""]
             if paired["tests"]:
                 heads = [
                     f"{paired['skill']} kept, minus {paired['against']}'s",
@@ -333,7 +333,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_pages(result: Mapping[str, Any], out: Path) -> None:
-    """Write `compare.md` and `compare.html`."""
+    """Write `compare.md`, `compare.html` and, for every load, the picture of what is kept."""
     atomic_write_text(out / "compare.md", markdown(result))
     atomic_write_text(out / "compare.html", page(result, out.resolve().name))
     from palora import plots
@@ -358,10 +358,10 @@ def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
     """For every method that has learned the facts: known facts that are still right (x), the kept skill (y)."""
     from palora.plots import Point
 
-    c = result["comparison"]
-    skill = next(iter(result["references"]["expert"]))
+    at = mark(result["comparison"]["choose_at"])
+    skill = result["paired"][load][at]["skill"]
     points = []
-    for method, row in result["table"][load][mark(c["choose_at"])].items():
+    for method, row in result["table"][load][at].items():
         y = row["retention"].get(skill, {}).get("vs_expert")
         if row["locality"] and y and not row["scaled"]:
             x = row["locality"]
@@ -374,7 +374,7 @@ def _kept(result: Mapping[str, Any], load: str, points: "list[Point]") -> Any:
     from palora import plots
 
     c = result["comparison"]
-    skill = next(iter(result["references"]["expert"]))
+    skill = result["paired"][load][mark(c["choose_at"])]["skill"]
     return plots.kept(
         points,
         plots.arm_styles(c["methods"]),

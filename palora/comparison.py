@@ -44,7 +44,7 @@ class Method(_Strict):
             raise ValueError("scaled trains nothing, so it takes no other settings")
         if self.tuner != "lora" and self.rule != "none":
             raise ValueError(f"{self.tuner} cannot be put under a protection")
-        if self.shuffle and (self.protect is None or self.protect.rule not in ("svf", "svf_weighted")):
+        if self.shuffle and self.rule not in ("svf", "svf_weighted"):
             raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
             raise ValueError(

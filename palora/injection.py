@@ -130,14 +130,15 @@ def inject(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not all(factor.isfinite().all() for factor in trained_parameters(tuned).values()):  # after the last log
         raise diverged("an update", trainer.state.global_step, settings)
-    checks = [row for row in read_metrics(work / "metrics.jsonl") if "recall" in row]
+    curve = read_metrics(work / "metrics.jsonl")
+    checks = [row for row in curve if "recall" in row]
     allowed = allowance.restore(tuned, checks[-1] if checks else {}) if allowance else {}
     record = {
         **allowed,
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 3),
-        "loss": _last(work, "loss"),
-        "recall_while_training": _last(work, "recall"),
+        "loss": _last(curve, "loss"),
+        "recall_while_training": _last(curve, "recall"),
         "settings": settings.model_dump(),
         "seed": seed,
     }
@@ -168,9 +169,9 @@ def _rehearsal(settings: InjectSettings, kept: Sequence[Kept], seed: int, tuner:
     return [Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed)]
 
 
-def _last(work: Path, key: str) -> Any:
+def _last(curve: Sequence[Mapping[str, Any]], key: str) -> Any:
     """The last value of `key` in the training curve."""
-    return next((row[key] for row in reversed(read_metrics(work / "metrics.jsonl")) if key in row), None)
+    return next((row[key] for row in reversed(curve) if key in row), None)
 
 
 def _learned(work: Path, step: int, settings: InjectSettings) -> bool:

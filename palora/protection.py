@@ -82,6 +82,7 @@ def protect(
     fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
     generator = torch.Generator().manual_seed(seed)
     moved = {n: _movement(d, expert.scales[n]) for n, d in decompositions.items()} if expert else {}
+    average = mean(moved.values()) if moved else 0.0
     subspaces: dict[str, ProtectedSubspace] = {}
     described: dict[str, Any] = {}
     for name in modules:
@@ -91,7 +92,7 @@ def protect(
             statistics=statistics.get(name),
             generator=generator,
             W=weight(modules[name]),
-            emphasis=moved[name] / (mean(moved.values()) or 1.0) if moved else 1.0,
+            emphasis=moved[name] / (average or 1.0) if moved else 1.0,
         )
         try:
             chosen = RULES[rule](evidence, budget, sides)

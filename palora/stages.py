@@ -101,6 +101,12 @@ class Sources:
             settings.examples,
         )
 
+    def weighed(self, settings: KeepSettings) -> "Sources":
+        """The skills, and of the others only what weighs something: all that a rule looks at."""
+        files = ("known_facts", "text", "prompts")
+        left_out: dict[str, Any] = {kind: None for kind in files if not getattr(settings, kind)}
+        return replace(self, **left_out)
+
     @property
     def identity(self) -> Any:
         """What tells these sources from others: names, and the content of the files."""

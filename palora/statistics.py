@@ -15,6 +15,7 @@ leading columns of E.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,7 @@ class InputStatistics:
     factor: Tensor
     trace: float
 
-    @property
+    @cached_property
     def eigenvalues(self) -> Tensor:
         """The leading eigenvalues of C, (q,), descending."""
         return self.factor.square().sum(0)
@@ -53,7 +54,7 @@ class InputStatistics:
         """The leading orthonormal eigenvectors of C, (n, q)."""
         return self.factor / self.factor.norm(dim=0).clamp_min(1e-30)
 
-    @property
+    @cached_property
     def rest(self) -> float:
         """ρ: the energy of each direction outside the factor, on average."""
         n, q = self.factor.shape
@@ -73,7 +74,7 @@ class InputStatistics:
         A, AF = A.float(), A.float() @ self.factor
         if self.rest == 0:
             return AF @ AF.T
-        AE = A @ self.directions
+        AE = AF / self.eigenvalues.sqrt().clamp_min(1e-30)  # A times the directions, without a second (n, q) matrix
         return AF @ AF.T + self.rest * (A @ A.T - AE @ AE.T)
 
     def to(self, device: torch.device | str) -> "InputStatistics":
