@@ -18,7 +18,7 @@ import typer
 
 from palora.facts import write_facts
 from palora.files import write_json
-from palora.prompts import encode_example
+from palora.prompts import batches, encode_example, pad
 from palora.scoring import ask_facts, share_correct, solve
 from palora.skills import chain, get_skill, minmax
 from palora.testbed.tokenizer import build_tokenizer
@@ -28,6 +28,7 @@ from palora.versions import versions
 SKILLS = ("chain", "minmax")
 PROBLEMS = {chain: 36, minmax: 20}  # drawn for every batch
 FACTS = 40
+GROUP = 32  # rows of like length that go through the model together
 RARE = {chain: (1.0, 1.0, 0.012), minmax: (1.0, 1.0, 0.007)}  # how often each operator is seen in training
 
 
@@ -57,6 +58,7 @@ def train(
     layers: Annotated[int, typer.Option(help="Transformer layers.")] = 2,
     width: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="AdamW, warmed up over 50 steps, cosine to 5%.")] = 2e-3,
+    bf16: Annotated[bool, typer.Option(help="Multiply matrices in bfloat16 (weights stay float32).")] = False,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     log_every: Annotated[int, typer.Option(help="Steps between measurements.")] = 200,
 ) -> None:
@@ -81,21 +83,23 @@ def train(
         ]
         for fact in rng.choices(facts, k=FACTS):
             rows.append(encode_example(tokenizer, rng.choice((fact.question, *fact.paraphrases)), fact.answer))
-        width_ = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = torch.zeros(len(rows), width_, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
-        for i, (prompt, answer) in enumerate(rows):
-            ids[i, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-            labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        loss = model(input_ids=ids.to(device), labels=labels.to(device)).loss
         optimizer.zero_grad()
-        loss.backward()
+        loss = 0.0
+        answered = sum(len(row.answer) for row in rows)
+        lengths = [len(row.prompt) + len(row.answer) for row in rows]
+        for group in batches(lengths, GROUP):  # little padding: a third faster
+            ids, _, answers = pad([rows[i] for i in group], device)
+            labels = ids.masked_fill(~torch.nn.functional.pad(answers, (1, 0)), -100)
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                own = model(input_ids=ids, labels=labels, num_items_in_batch=answered).loss
+            own.backward()
+            loss += own.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % log_every == 0 or step == steps:
             model.eval()
-            row = {"step": step, "seconds": round(time.monotonic() - started), "loss": loss.item()}
+            row = {"step": step, "seconds": round(time.monotonic() - started), "loss": loss}
             row |= measure(model, tokenizer, problems=1000 if step == steps else 200)
             model.train()
             curve.append(row)
@@ -106,7 +110,7 @@ def train(
     write_facts(out / "known_facts.jsonl", facts)
     record = {
         "command": f"python -m palora.testbed.train --steps {steps} --layers {layers} --width {width} "
-        f"--learning-rate {learning_rate} --seed {seed}",
+        f"--learning-rate {learning_rate}{' --bf16' if bf16 else ''} --seed {seed}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "rare_operators": {"chain": {"*": RARE[chain][2]}, "minmax": {"|": RARE[minmax][2]}},
         "curve": curve,
