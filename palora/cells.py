@@ -35,6 +35,7 @@ from palora.keep import Kept
 from palora.metrics import read_metrics
 from palora.models import weight
 from palora.recipe import KeepSettings, ProtectSettings
+from palora.rules import EXPERT_RULES
 from palora.scoring import share_correct, solve
 from palora.skills import get_skill
 from palora.statistics import InputStatistics, from_tensors
@@ -90,7 +91,8 @@ def reference_key(c: Comparison, shared: str, seed: int) -> str:
 def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-    what = (method.protect, method.shuffle, method.tuner, c.is_source(cell.method))
+    probe = [sorted(method.probe.items())] if method.probe is not None else []
+    what = (method.protect, method.shuffle, method.tuner, c.is_source(cell.method), *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
 
@@ -125,20 +127,31 @@ def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
 def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None:
     """Find what a method protects (`none`: only the statistics, of everything that is to be kept).
 
-    Shuffled scales are only looked at by the rule. Nothing else may see them: no model is made of them, so no
-    statistics are collected either.
+    The rule looks at the expert that the facts are taught on, unless the method brings a probe of its own. A probe's
+    scales, or shuffled ones, are only looked at by the rule: no model is made of them, so no statistics are collected.
     """
     own = c.methods.get(method)
     settings = own.protect if own and own.protect else NONE
     folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
+    base, sources = base_of(c), sources_of(c)
     with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
-        if own and own.shuffle:
+        if own is None:
+            stages.protect(base, settings, folder, expert, sources, c.facts, seed)
+            return
+        train_on = c.training(method, own.learning_rates[0]).base
+        probe = c.probe(method)
+        if own.shuffle:
             shuffled = expert.with_name(f"shuffled-{seed}")
             shuffle_scales(Expert.load(expert), seed).save(shuffled)
-            stages.protect(base_of(c), settings, folder, shuffled, seed=seed)
+            stages.protect(base, settings, folder, shuffled, seed=seed, train_on=train_on)
+        elif probe and settings.rule in EXPERT_RULES:
+            trained = expert.with_name(f"{method}-{seed}")
+            stages.train_expert(base, probe[1], trained, probe[0], seed)
+            stages.protect(base, settings, folder, trained, seed=seed, train_on=train_on)
         else:
-            sources = sources_of(c) if method == "none" else sources_of(c).weighed(settings.keep)
-            stages.protect(base_of(c), settings, folder, expert, sources, c.facts, seed)
+            if probe:
+                sources = replace(sources, skills=(probe[0],))
+            stages.protect(base, settings, folder, expert, sources.weighed(settings.keep), c.facts, seed, train_on)
 
 
 def shuffle_scales(expert: Expert, seed: int) -> Expert:
@@ -155,7 +168,7 @@ class Bench:
     """What a cell works with: the model (turned into the expert where the facts are taught on it), what it is asked,
     and what its update is measured against."""
 
-    def __init__(self, c: Comparison, out: Path, seed: int, load: int | None = None) -> None:
+    def __init__(self, c: Comparison, out: Path, seed: int, load: int | None = None, base: str = "expert") -> None:
         self.c, self.seed = c, seed
         self.facts = read_facts(c.facts)[:load] if load else []
         skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
@@ -169,7 +182,7 @@ class Bench:
         self.model, self.tokenizer = base_of(c).load()
         self.expert = Expert.load(expert_folder(out, seed))
         self.modules = self.expert.targets(self.model, c.model)
-        if load and c.inject.base == "expert":
+        if load and base == "expert":
             self.expert.apply(self.model, c.model)
         self.weights = {name: weight(module).clone() for name, module in self.modules.items()}
 
@@ -243,8 +256,8 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         stored = work / "moments.json"
         moments: dict[str, Any] = read_json(stored) if stored.exists() else {}
         resumed = (work / "checkpoints").exists()
-        bench = Bench(c, out, cell.seed, cell.load)
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
+        bench = Bench(c, out, cell.seed, cell.load, settings.base)
         kinds = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
         statistics = kinds["skills"]
         folder = protection_folder(out, cell.method, cell.seed)
@@ -311,7 +324,8 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
     """Scale the adapters of the cell `source` to the norms by milestone (B times a factor), and measure them."""
     started = time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
-        bench = Bench(c, out, cell.seed, cell.load)
+        base = c.training(c.methods[cell.method].scaled.of, cell.learning_rate).base  # type: ignore[union-attr]
+        bench = Bench(c, out, cell.seed, cell.load, base)
         statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))["skills"]
         moments: dict[str, Any] = {}
         for m, norm in norms.items():

@@ -41,6 +41,9 @@ KeepKnownFacts = Annotated[float | None, typer.Option(help="Weight of the known 
 KeepText = Annotated[float | None, typer.Option(help="Weight of the text.")]
 KeepPrompts = Annotated[float | None, typer.Option(help="Weight of the prompts.")]
 Examples = Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")]
+Answers = Annotated[
+    str, typer.Option(help="To the problems of a --skill: gold solutions, the model's right answers, or all its own.")
+]
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")]
@@ -105,6 +108,8 @@ def expert(
     out: Out,
     objective: Annotated[str, typer.Option(help="reward (REINFORCE) or next_token (cheap).")] = "reward",
     parametrisation: Annotated[str, typer.Option(help="Of the scales: sigmoid or linear.")] = "sigmoid",
+    basis: Annotated[str, typer.Option(help="Whose components are scaled: weights or skill.")] = "weights",
+    basis_examples: Annotated[int, typer.Option(help="Examples that the skill's basis is made of.")] = 512,
     iterations: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Problems a step.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
@@ -129,6 +134,8 @@ def expert(
         ExpertSettings,
         objective=objective,
         parametrisation=parametrisation,
+        basis=basis,
+        basis_examples=basis_examples,
         iterations=iterations,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -174,6 +181,7 @@ def protect(
     keep_text: KeepText = None,
     keep_prompts: KeepPrompts = None,
     examples: Examples = 512,
+    answers: Answers = "gold",
     base: Annotated[
         str, typer.Option("--base", help="Weights that inject will train on: expert (if there is one) or original.")
     ] = "expert",
@@ -198,7 +206,7 @@ def protect(
         share=share,
         strength=strength,
         sides=sides,
-        keep=_keep(0.0 if skill else 1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
+        keep=_keep(0.0 if skill else 1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples, answers),
     )
     if base not in ("expert", "original"):
         raise InputError(f"--base: it is expert or original, not {base!r}")
@@ -263,6 +271,7 @@ def inject(
     keep_text: KeepText = None,
     keep_prompts: KeepPrompts = None,
     examples: Examples = 512,
+    answers: Answers = "gold",
     targets: Targets = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -297,7 +306,7 @@ def inject(
         replay=replay,
         distil=distil,
         kept_batch_size=kept_batch_size,
-        keep=_keep(1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples),
+        keep=_keep(1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples, answers),
     )
     from palora import stages
 
@@ -452,11 +461,12 @@ def inspect(
 
 
 def _keep(default: float, skills: float, *others: Any) -> dict[str, Any]:
-    """The settings of what is to be kept, from the options: known facts, text, prompts (where not given: `default`) and
-    the number of examples."""
-    *weights, examples = others
+    """The settings of what is to be kept, from the options: known facts, text, prompts (where not given: `default`),
+    the number of examples, and whose answers."""
+    *weights, examples, answers = others
     given = zip(("known_facts", "text", "prompts"), weights, strict=True)
-    return {"skills": skills, "examples": examples, **{k: default if w is None else w for k, w in given}}
+    kinds = {kind: default if weight is None else weight for kind, weight in given}
+    return {"skills": skills, **kinds, "examples": examples, "answers": answers}
 
 
 def _endings(names: str | None) -> list[str] | None:

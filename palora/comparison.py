@@ -1,7 +1,8 @@
 """The recipe of `palora compare`: which methods, at which learning rates, loads and seeds, on what they are measured.
 
 What a run's recipe holds once is shared here by every method: model, expert, facts, batches, budget. A method is a
-protection rule, or plain LoRA, with changes to `inject`; it brings its own learning rates.
+protection rule, or plain LoRA, with changes to `inject`; it brings its own learning rates. `extends: other.yaml` and
+`only: [method, …]` make one comparison of another.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from palora.errors import InputError
 from palora.recipe import EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings, describe, read_values
+from palora.rules import EXPERT_RULES, KEEP_RULES
 
 
 class _Strict(BaseModel):
@@ -30,6 +32,11 @@ class Method(_Strict):
     learning_rates: list[float] = Field(default_factory=list, description="its own sweep; the best one is reported")
     protect: ProtectSettings | None = Field(None, description="its protection; none is plain LoRA")
     shuffle: bool = Field(False, description="show the rule the expert's scales in a random order, in every matrix")
+    probe: dict[str, Any] | None = Field(
+        None,
+        description="what the rule looks at in place of the seed's expert and the kept skills: `skill`, another skill; "
+        "and changes to `expert`, for an expert of its own",
+    )
     tuner: Literal["lora", "dora", "mica", "corda", "osf", "full"] = Field(
         "lora", description="PEFT's method (tuners.py)"
     )
@@ -46,6 +53,8 @@ class Method(_Strict):
             raise ValueError(f"{self.tuner} cannot be put under a protection")
         if self.shuffle and self.rule not in ("svf", "svf_weighted"):
             raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
+        if self.probe is not None and (self.rule not in EXPERT_RULES | KEEP_RULES or self.shuffle):
+            raise ValueError("probe is for rules that look at an expert or at a skill, and not shuffled")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
             raise ValueError(
                 "inject: learning rates are under learning_rates, and training stops at the last milestone"
@@ -88,6 +97,20 @@ class Comparison(_Strict):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
     methods: dict[str, Method] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _select(cls, values: Any) -> Any:
+        """`only: [names]` keeps these of the methods: for a recipe that extends another."""
+        if not isinstance(values, dict) or values.get("only") is None:
+            return values
+        values = dict(values)
+        names, methods = values.pop("only"), values.get("methods")
+        if not (isinstance(names, list) and names and isinstance(methods, dict)):
+            raise ValueError("only: a list of methods")
+        if missing := [name for name in names if name not in methods]:
+            raise ValueError(f"only: there is no method {missing[0]}; there are {', '.join(methods)}")
+        return {**values, "methods": {name: methods[name] for name in names}}
+
     @field_validator("milestones")
     @classmethod
     def _ascending(cls, values: list[float]) -> list[float]:
@@ -120,6 +143,12 @@ class Comparison(_Strict):
                     self.training(name, rate)
                 except ValidationError as error:
                     raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
+            try:
+                self.probe(name)
+            except ValidationError as error:
+                raise ValueError(f"methods.{name}.probe: {describe(error)}") from None
+            if method.inject.get("lose_at_most") is not None or self.inject.lose_at_most is not None:
+                raise ValueError("lose_at_most: a comparison stops at recalls, not at an allowance; leave it out")
         return self
 
     @property
@@ -132,6 +161,14 @@ class Comparison(_Strict):
         own = self.methods[method].inject
         fixed = {"learning_rate": learning_rate, "stop_at_recall": self.milestones[-1]}
         return InjectSettings.model_validate({**self.inject.model_dump(), **own, **fixed})
+
+    def probe(self, method: str) -> tuple[str, ExpertSettings] | None:
+        """The skill that a method's rule looks at and the settings of its expert, where the method has a probe."""
+        if (own := self.methods[method].probe) is None:
+            return None
+        changes = {key: value for key, value in own.items() if key != "skill"}
+        expert = ExpertSettings.model_validate({**self.expert.model_dump(), **changes})
+        return str(own.get("skill", self.keep_skills[0])), expert
 
     def is_source(self, method: str) -> bool:
         """Whether another method scales this one's adapters, so that they must be stored."""

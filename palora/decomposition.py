@@ -2,6 +2,14 @@
 
 With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). U and V have orthonormal columns also
 where W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
+
+The same in the basis of some inputs (ours; the decomposition is that of SVD-LLM, arXiv 2403.07378), with C = F Fᵀ their
+covariance, F (n, q) of full column rank:
+
+    W F = U diag(s) Rᵀ,     Vh = Rᵀ F⁺ (r, n),     Y = F R (n, r),     Vh Y = I
+
+so W y_i = s_i u_i: component i is what W makes of the direction y_i of those inputs, and s_i² its share of the output's
+energy on them. U is orthonormal; Vh is not, and U diag(s) Vh is W on the span of F only.
 """
 
 import os
@@ -16,20 +24,39 @@ from torch import Tensor, nn
 from palora.errors import InputError, PaloraError
 from palora.files import load_tensors, save_tensors
 from palora.models import fingerprint, weight
+from palora.statistics import InputStatistics
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """U (m, r), s (r,), Vh (r, n) of one matrix, float32."""
+    """U (m, r), s (r,), Vh (r, n) of one matrix, float32, and in the basis of some inputs Y (n, r)."""
 
     U: Tensor
     s: Tensor
     Vh: Tensor
+    Y: Tensor | None = None
 
     @property
     def rank(self) -> int:
         """r = min(m, n), the number of components."""
         return self.s.numel()
+
+    def input_basis(self, indices: Tensor) -> Tensor:
+        """Orthonormal columns (n, k) that span the inputs of some components: what must be kept out of an update so
+        that W does the same with them."""
+        if self.Y is None:
+            return self.Vh[indices].T.contiguous()
+        return torch.linalg.qr(self.Y[:, indices]).Q
+
+
+def decompose_on(W: Tensor, inputs: InputStatistics) -> Decomposition:
+    """The decomposition of W (m, n) in the basis of some inputs, of rank at most min(m, q). Directions with less than
+    1e-7 of the inputs' energy, and components with less than 1e-6 of the largest s, are left out: they are rounding."""
+    F = inputs.factor[:, inputs.eigenvalues > 1e-7 * inputs.trace].to(W.device)
+    U, s, Rh = torch.linalg.svd(W.float() @ F, full_matrices=False)
+    used = s > 1e-6 * s[0]
+    U, s, Rh = U[:, used].contiguous(), s[used], Rh[used]
+    return Decomposition(U, s, Rh @ (F / F.square().sum(0)).T, F @ Rh.T)  # F has orthogonal columns
 
 
 def decompose(matrix: Tensor) -> Decomposition:

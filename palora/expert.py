@@ -1,6 +1,7 @@
 """Stage 1: train the singular value fine-tuning expert on a skill.
 
-Only the scales z are trained, one per singular component of every targeted matrix. Two objectives:
+Only the scales z are trained, one per singular component of every targeted matrix; with `basis: skill` per component of
+W in the basis of the skill's inputs (`decomposition.py`). Two objectives:
 
     reward      REINFORCE on verifiable answers: minimise −mean (R − b) log p(answer), R = +1 right, −1 wrong. The model
                 answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`).
@@ -18,21 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from palora.decomposition import decompose_targets
+from palora.decomposition import Decomposition, decompose_on, decompose_targets
 from palora.errors import InputError, PaloraError
 from palora.files import load_tensors, save_tensors, sha256
 from palora.generation import end_tokens, generate_ids
+from palora.keep import skill_examples
 from palora.metrics import MetricsLog
-from palora.models import find_targets, fingerprints
+from palora.models import find_targets, fingerprints, weight
 from palora.progress import progress_bar
 from palora.prompts import Example, encode_example, encode_prompt, pad
 from palora.recipe import ExpertSettings
 from palora.scoring import Answer, share_correct, solve
 from palora.skills import Problem, Skill
+from palora.statistics import collect, groups, mix
 from palora.svf import SVF, Expert, svf_layers
 
 if TYPE_CHECKING:
@@ -77,8 +80,7 @@ def train_expert(
     if settings.objective == "next_token" and any(p.solution is None for p in train):
         raise InputError(f"the skill {skill.name} has problems without a solution; use the objective reward")
     modules = find_targets(model, targets)
-    with progress_bar("Decomposing", len(modules)) as advance:
-        decompositions = decompose_targets(modules, advance)
+    decompositions = _components(model, tokenizer, skill, modules, settings)
     prints = fingerprints(modules, model)
     identity = sha256(repr((settings, prints, str(model.dtype), skill.name, train, validation, seed)).encode())
     for parameter in model.parameters():
@@ -116,6 +118,7 @@ def train_expert(
         "model": model_name,
         "skill": skill.name,
         "objective": settings.objective,
+        "basis": settings.basis,
         "parametrisation": settings.parametrisation,
         "parameters": sum(z.numel() for z in state.best.values()),
         "validation_accuracy": {
@@ -127,7 +130,28 @@ def train_expert(
         "seed": seed,
         "fingerprints": prints,
     }
-    return Expert(state.best, record, {name: d.s for name, d in decompositions.items()})
+    singular_values = {name: d.s for name, d in decompositions.items()}
+    return Expert(state.best, record, singular_values, decompositions if settings.basis == "skill" else {})
+
+
+def _components(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    modules: dict[str, nn.Module],
+    settings: ExpertSettings,
+) -> dict[str, Decomposition]:
+    """What is scaled: the components of the weights, or of the weights in the basis of the skill's inputs."""
+    if settings.basis == "weights":
+        with progress_bar("Decomposing", len(modules)) as advance:
+            return decompose_targets(modules, advance)
+    examples = skill_examples(model, tokenizer, skill, settings.basis_examples)
+    found: dict[str, Decomposition] = {}
+    for group in groups(modules):
+        with progress_bar(f"Statistics of {skill.name}", len(examples)) as advance:
+            statistics = mix([(1.0, collect(model, group, examples, progress=advance))])
+        found |= {name: decompose_on(weight(group[name]), inputs) for name, inputs in statistics.items()}
+    return found
 
 
 def _step(

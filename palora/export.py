@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palora.decomposition import decompose_targets
 from palora.errors import InputError, PaloraError
 from palora.files import (
     check_replaceable,
@@ -174,11 +173,11 @@ def _combine(
     k: int | None,
 ) -> dict[str, Any]:
     """ΔW = U_K diag(s (z − 1)) V_Kᵀ + (α / r) B A with K the k components where s·abs(z − 1) is largest: by Eckart and
-    Young the best rank-k approximation of the expert's change."""
+    Young the best rank-k approximation of the expert's change (of an expert with a basis of its own: not the best)."""
     if expert is None:
         raise InputError("this adapter is on the original model already: there is no expert to combine it with")
     targets = find_targets(model, list(adapter.A))
-    decompositions = decompose_targets(targets)
+    decompositions = expert.decompositions(targets)
     statistics_file = protection / STATISTICS if protection else None
     kinds = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
     known = kinds.get("skills", {})

@@ -45,7 +45,7 @@ def _run(folder: Path) -> dict[str, Any]:
 def _expert(folder: Path) -> dict[str, Any]:
     record = read_json(folder / EXPERT, "fingerprints")
     check_tensors(folder / "scales.safetensors")
-    keys = ("kind", "model", "skill", "objective", "parametrisation", "parameters", "validation_accuracy")
+    keys = ("kind", "model", "skill", "objective", "basis", "parametrisation", "parameters", "validation_accuracy")
     return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
 
 

@@ -8,7 +8,7 @@ The protection takes its statistics from them, replay and distillation their row
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from palora.errors import InputError
 from palora.facts import Fact
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("skills", "known_facts", "text", "prompts")
+Answers = Literal["gold", "right", "own"]
 
 
 class Kept(NamedTuple):
@@ -44,12 +45,16 @@ class Keep:
     prompts: Sequence[str] = ()
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
     examples: int = 512
+    answers: Answers = "gold"
 
     def tokenised(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[Kept]:
         """Every thing to keep, at most `examples` rows of each, also those that weigh nothing."""
         weights, n = {kind: self.weights.get(kind, 0.0) for kind in KINDS}, self.examples
         share = weights["skills"] / max(1, len(self.skills))
-        kept = [Kept("skills", s.name, share, skill_examples(model, tokenizer, s, n)) for s in self.skills]
+        kept = []
+        for skill in self.skills:
+            solved = skill_examples(model, tokenizer, skill, n, self.answers)
+            kept.append(Kept("skills", skill.name, share, solved))
         if self.known_facts:
             known = [encode_example(tokenizer, f.question, f.answer) for f in self.known_facts[:n]]
             kept.append(Kept("known_facts", "the known facts", weights["known_facts"], known))
@@ -70,25 +75,32 @@ class Keep:
             "prompts": len(self.prompts),
             "weights": dict(self.weights),
             "examples": self.examples,
+            "answers": self.answers,
         }
 
 
 def skill_examples(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", skill: Skill, n: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", skill: Skill, n: int, answers: Answers = "gold"
 ) -> list[Example]:
-    """Tokenised problems with worked solutions: the gold ones where the skill has them, otherwise the model's own right
-    answers. Raises InputError where the model solves none of `n` problems."""
+    """Tokenised problems with worked solutions.
+
+    Args:
+        answers: gold solutions, where the skill has them (otherwise as `right`); the model's own right answers; or all
+            that it answers, right or wrong.
+
+    Raises: InputError where the model solves none of `n` problems and only right answers are wanted.
+    """
     problems = skill.problems("train", n, 0)
-    if all(p.solution is not None for p in problems):
+    if answers == "gold" and all(p.solution is not None for p in problems):
         return [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
     with progress_bar(f"Solving {skill.name}", len(problems)) as advance:
-        answers = solve(model, tokenizer, skill, problems, progress=advance)
-    right = [encode_example(tokenizer, a.prompt, a.text) for a in answers if a.correct]
-    if not right:
+        solved = solve(model, tokenizer, skill, problems, progress=advance)
+    used = [encode_example(tokenizer, a.prompt, a.text) for a in solved if a.correct or answers == "own"]
+    if not used:
         raise InputError(
             f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
         )
-    return right
+    return used
 
 
 def own_answers(

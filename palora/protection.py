@@ -70,18 +70,24 @@ def protect(
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     prints = fingerprints(modules, model)
     decompositions: dict[str, Decomposition] = {}
-    if expert is not None or rule not in KEEP_RULES | {"none"}:
-        with progress_bar("Decomposing", len(modules)) as advance:
+    components: dict[str, Decomposition] = {}  # those that the expert scales
+    moved: dict[str, float] = {}
+    with progress_bar("Decomposing", len(modules)) as advance:
+        if expert is not None:
+            components = expert.decompositions(modules, advance)
+            moved = {name: _movement(components[name], expert.scales[name]) for name in modules}
+        if expert is not None and (rule in EXPERT_RULES or not expert.basis):
+            decompositions = components
+        elif rule not in KEEP_RULES | {"none"}:  # of W itself
             decompositions = decompose_targets(modules, advance)
     if expert is not None and base == "expert":
-        expert.apply(model, model_name, decompositions)
+        expert.apply(model, model_name, components)
 
     weighed = rule in KEEP_RULES
     statistics, kinds = _statistics(model, tokenizer, modules, keep, weighed) if keep else ({}, {})
     skill_only = kinds.get("skills", {})
     fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
     generator = torch.Generator().manual_seed(seed)
-    moved = {n: _movement(d, expert.scales[n]) for n, d in decompositions.items()} if expert else {}
     average = mean(moved.values()) if moved else 0.0
     subspaces: dict[str, ProtectedSubspace] = {}
     described: dict[str, Any] = {}

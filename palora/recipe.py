@@ -4,7 +4,7 @@ The defaults here are the published ones of the closest public code; `recipes/de
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,10 @@ class ExpertSettings(_Settings):
     parametrisation: Literal["linear", "sigmoid"] = Field(
         "sigmoid", description="how z follows from the trained vector"
     )
+    basis: Literal["weights", "skill"] = Field(
+        "weights", description="whose components are scaled: W's, or W's in the basis of the skill's inputs (ours)"
+    )
+    basis_examples: int = Field(512, ge=1, description="examples of the skill that the basis skill is made of")
     iterations: int = Field(200, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="problems a step")
     rollout_batch_size: int = Field(64, ge=1, description="answers generated at once")
@@ -54,11 +58,14 @@ class KeepSettings(_Settings):
     text: float = Field(0.0, ge=0, description="weight of the plain text")
     prompts: float = Field(0.0, ge=0, description="weight of the prompts, with the model's own answers")
     examples: int = Field(512, ge=1, description="examples taken of each")
+    answers: Literal["gold", "right", "own"] = Field(
+        "gold", description="to a skill's problems: gold solutions; the model's own right answers; all of its own"
+    )
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each kind."""
-        return {kind: getattr(self, kind) for kind in type(self).model_fields if kind != "examples"}
+        return {kind: getattr(self, kind) for kind in ("skills", "known_facts", "text", "prompts")}
 
 
 class ProtectSettings(_Settings):
@@ -205,8 +212,23 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The plain values of a YAML recipe, with its overrides and the paths of its files resolved. Raises InputError."""
-    path = Path(path)
+    """The plain values of a YAML recipe, with its overrides and the paths of its files resolved.
+
+    `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key,
+    everything else is replaced.
+
+    Raises: InputError.
+    """
+    values = _read(Path(path), ())
+    for override in overrides or []:
+        _override(values, override)
+    return values
+
+
+def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a recipe that the recipes `extended` are made of."""
+    if path.resolve() in extended:
+        raise InputError(f"{path}: extends itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -228,9 +250,16 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             if isinstance(skill, str) and skill.endswith(".jsonl"):
                 _beside(values[key], index, path.parent)
-    for override in overrides or []:
-        _override(values, override)
-    return values
+    if (other := values.pop("extends", None)) is None:
+        return values
+    if not isinstance(other, str):
+        raise InputError(f"{path}: extends must be the path of a recipe, not {other!r}")
+    return _merged(_read(path.parent / other, (*extended, path.resolve())), values)
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **both}
 
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:

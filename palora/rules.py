@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palora.decomposition import Decomposition
+from palora.decomposition import Decomposition, decompose_on
 from palora.errors import InputError
 from palora.statistics import InputStatistics
 from palora.subspace import ProtectedSubspace
@@ -137,7 +137,7 @@ def _components(importance: Callable[[Evidence], Tensor]) -> Rule:
         indices = scores.argsort(descending=True, stable=True)[: budget.count(scores)].sort().values
         d = _decomposed(evidence)
         subspace = ProtectedSubspace(
-            input=d.Vh[indices].T.contiguous() if sides in ("both", "input") else None,
+            input=d.input_basis(indices) if sides in ("both", "input") else None,
             output=d.U[:, indices].contiguous() if sides in ("both", "output") else None,
         )
         return Selection(subspace, indices, scores)
@@ -192,17 +192,15 @@ def svf_covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selectio
 
 
 def whitened(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
-    """W F = Q diag(σ) Rᵀ for the factor F (n, q) of C: V spans F R_S, U = Q_S for the k largest σ."""
+    """The inputs Y_S and outputs U_S of the components with the largest s in the basis of the kept inputs."""
     kept = _kept(evidence)
     if evidence.W is None:
         raise InputError("this rule needs the matrix itself")
-    factor = kept.factor.to(evidence.W.device)
-    left, sizes, right = torch.linalg.svd(evidence.W.float() @ factor, full_matrices=False)
-    used = sizes > 1e-6 * sizes[0]
-    k = budget.count(sizes[used].square())
-    V = torch.linalg.qr(factor @ right[:k].T).Q if sides in ("both", "input") else None
-    U = left[:, :k].contiguous() if sides in ("both", "output") else None
-    return Selection(ProtectedSubspace(input=V, output=U), None, sizes)
+    d = decompose_on(evidence.W, kept)
+    first = torch.arange(budget.count(d.s.square()))
+    V = d.input_basis(first) if sides in ("both", "input") else None
+    U = d.U[:, first].contiguous() if sides in ("both", "output") else None
+    return Selection(ProtectedSubspace(input=V, output=U), None, d.s)
 
 
 def none(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:

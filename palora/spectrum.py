@@ -295,6 +295,8 @@ def measure_spectrum(
 
     Raises: InputError where model, expert and adapter do not belong together, or the skill has no right answer.
     """
+    if expert is not None and expert.basis:
+        raise InputError("the expert scales components of the skill's basis; give one of the basis weights")
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     if adapter is not None:
         adapter.check(dict(model.named_modules()))

@@ -99,6 +99,7 @@ class Sources:
             read_lines(self.prompts) if self.prompts else (),
             settings.weights,
             settings.examples,
+            settings.answers,
         )
 
     def weighed(self, settings: KeepSettings) -> "Sources":

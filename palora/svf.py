@@ -8,11 +8,12 @@ z by the trained vector p (r,), both starting at z_eff = 1:
     linear     z_eff = p
     sigmoid    z_eff = z · Σs / Σ(s·z) with z = sigmoid(p): the sum of the singular values is kept (the reference code)
 
-Only the effective scale z_eff, what really multiplies s, is ever stored or ranked.
+Only the effective scale z_eff, what really multiplies s, is ever stored or ranked. The components are those of W, or
+of W in the basis of the skill's inputs (`decomposition.py`); in the second case the expert carries them with it.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from palora.files import load_tensors, new_folder, read_json, save_tensors, writ
 from palora.models import REST, is_transposed, known_targets, weight
 
 MARKER = "expert.json"
+BASIS = "basis.safetensors"
 Parametrisation = Literal["linear", "sigmoid"]
 _SIGMOID_START = 0.1  # any constant gives z_eff = 1; the reference code starts around 0.1
 
@@ -94,11 +96,13 @@ def svf_layers(
 class Expert:
     """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training
     (base model, fingerprints, parametrisation, skill, objective, accuracies). `singular_values` (s, one vector a module
-    path) are only kept for looking at the scales along the spectrum."""
+    path) are only kept for looking at the scales along the spectrum. `basis` holds the components that are scaled,
+    where they are not W's own."""
 
     scales: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
     singular_values: dict[str, Tensor] = field(default_factory=dict)
+    basis: dict[str, Decomposition] = field(default_factory=dict)
 
     def save(self, folder: str | Path, metrics: Path | None = None) -> None:
         """Write `scales.safetensors` and `expert.json`, atomically, and a copy of the training curve `metrics`."""
@@ -108,6 +112,9 @@ class Expert:
             save_tensors(staging / "scales.safetensors", self.scales)
             if self.singular_values:
                 save_tensors(staging / "singular_values.safetensors", self.singular_values)
+            if self.basis:
+                parts = {f"{name}.{key}": t for name, d in self.basis.items() for key, t in vars(d).items()}
+                save_tensors(staging / BASIS, parts)
             write_json(staging / MARKER, self.record)
 
     @classmethod
@@ -120,7 +127,23 @@ class Expert:
         scales = load_tensors(folder / "scales.safetensors")
         if set(scales) != set(record["fingerprints"]) - {REST}:
             raise InputError(f"{folder}: scales.safetensors and {MARKER} name different matrices; train it again")
-        return cls(scales, record)
+        basis = {}
+        if (folder / BASIS).exists():
+            stored = load_tensors(folder / BASIS)
+            parts = ("U", "s", "Vh", "Y")
+            basis = {name: Decomposition(*(stored[f"{name}.{part}"] for part in parts)) for name in scales}
+        return cls(scales, record, basis=basis)
+
+    def decompositions(
+        self, targets: dict[str, nn.Module], progress: Callable[[int], None] | None = None
+    ) -> dict[str, Decomposition]:
+        """The components that the scales belong to: those of the targeted matrices, or the expert's own basis."""
+        if not self.basis:
+            return decompose_targets(targets, progress)
+        return {
+            name: Decomposition(*(t.to(weight(module).device) for t in vars(self.basis[name]).values()))
+            for name, module in targets.items()
+        }
 
     def targets(self, model: nn.Module, name: str, targets: list[str] | None = None) -> dict[str, nn.Module]:
         """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same, and
@@ -138,10 +161,10 @@ class Expert:
 
         Args:
             name: what error messages call the model.
-            decompositions: of the original weights, where they are at hand.
+            decompositions: the components that are scaled, where they are at hand.
         """
         targets = self.targets(model, name)
-        decompositions = decompositions or decompose_targets(targets)
+        decompositions = decompositions or self.decompositions(targets)
         for path, module in targets.items():
             d = decompositions[path]
             weight(module).add_(expert_delta(d, self.scales[path].to(d.s.device)))

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from command import palora
 
 from palora import cells, compare
@@ -294,6 +295,39 @@ def test_shuffled_scales_are_the_same_scales_elsewhere(finished):
         assert not mixed.equal(z) and mixed.sort().values.equal(z.sort().values)
 
 
+def test_a_probe_is_looked_at_by_its_rule_alone(finished, values, tmp_path):
+    """An expert of its own for a rule that looks at experts, another skill's inputs for one that looks at inputs."""
+    rates, rule = {"learning_rates": [0.03]}, {"keep": {"examples": 8}}
+    svf, soft = {"rule": "svf", "k": 4}, {"rule": "covariance", "strength": 3, **rule}
+    methods = {
+        "lora": rates,
+        "svf": {**rates, "protect": svf},
+        "own": {**rates, "protect": svf, "probe": {"skill": "minmax", "basis": "skill", "basis_examples": 8}},
+        "other": {**rates, "protect": soft, "probe": {"skill": "minmax"}},
+    }
+    c = Comparison.model_validate(values | {"methods": methods})
+    cells.prepare_expert(c, tmp_path, 0)
+    for method in ("own", "other"):
+        cells.prepare_protection(c, tmp_path, method, 0)
+    own, other = (read_json(tmp_path / "protections" / f"{m}-0" / "protection.json") for m in ("own", "other"))
+    assert own["expert"] == "minmax" and Expert.load(tmp_path / "experts" / "own-0").basis
+    assert other["expert"] == "chain" and other["keep"]["skills"] == ["minmax"]
+    assert not Expert.load(tmp_path / "experts" / "seed-0").basis, "the expert that the facts are taught on"
+    shared = shared_inputs(c)
+    assert training_key(c, shared, Cell("own", 4, 0.03, 0)) != training_key(c, shared, Cell("svf", 4, 0.03, 0))
+
+
+def test_a_method_may_teach_the_original_model(finished, values):
+    out, _ = finished
+    c = Comparison.model_validate(values)
+    original, expert = (cells.Bench(c, out, 0, 4, base).weights for base in ("original", "expert"))
+    moved = Expert.load(out / "experts" / "seed-0")
+    for name, z in moved.scales.items():
+        assert torch.equal(original[name], expert[name]) == bool((z == 1).all())
+    pristine = cells.Bench(c, out, 0).weights
+    assert all(torch.equal(pristine[name], W) for name, W in original.items())
+
+
 def test_the_pages(finished):
     out, result = finished
     from palora.compare_report import write_pages
@@ -317,10 +351,18 @@ def test_the_pages(finished):
             "osf",
         ),
         ({"loads": [4, 4]}, "each once"),
+        ({"only": ["none"]}, "only: there is no method none; there are lora"),
+        ({"only": "lora"}, "only: a list"),
         ({"methods": {"lora": {}}}, "methods.lora: give learning_rates"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"learning_rate": 1}}}}, "under learning_rates"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"rank": 1}}}}, "no such key"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "shuffle": True}}}, "svf"),
+        ({"methods": {"lora": {"learning_rates": [1e-3], "probe": {"skill": "minmax"}}}}, "probe is for rules"),
+        (
+            {"methods": {"lora": {"learning_rates": [1], "protect": {"rule": "svf", "k": 2}, "probe": {"steps": 1}}}},
+            "methods.lora.probe: steps: no such key",
+        ),
+        ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"lose_at_most": 0.1}}}}, "not at an allowance"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(values, tmp_path, change, message):
@@ -356,9 +398,21 @@ def test_the_command(finished, values, tmp_path):
     assert json.loads(found.out)["chosen"] == {"4": {"lora": 0.03, "shuffled": 0.03, "soft": 0.03}}
 
 
-def test_the_shipped_comparisons_load():
+def test_the_shipped_comparisons_load(tmp_path):
     folder = Path(__file__).parents[1] / "benchmarks"
+    small = load_comparison(folder / "small.yaml")
     for file in sorted(folder.glob("*.yaml")):
         c = load_comparison(file)
         assert c.seeds and Path(c.facts).exists()
-        compare.check(c, Path("/tmp/never-written"))
+        own = c.model_copy(update={"model": small.model})  # the larger models are trained first
+        compare.check(own, tmp_path / "never-written")
+
+
+def test_only_some_methods_of_another_comparison(values, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(values))
+    (tmp_path / "some.yaml").write_text(
+        "extends: all.json\nonly: [soft, lora]\nmethods: {lora: {learning_rates: [1]}}\n"
+    )
+    c = load_comparison(tmp_path / "some.yaml")
+    assert list(c.methods) == ["soft", "lora"] and c.methods["lora"].learning_rates == [1]
+    assert c.methods["soft"] == Comparison.model_validate(values).methods["soft"]

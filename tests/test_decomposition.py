@@ -6,8 +6,9 @@ import torch
 from reference import svd
 from torch import nn
 
-from palora.decomposition import decompose, decompose_targets
+from palora.decomposition import decompose, decompose_on, decompose_targets
 from palora.errors import InputError
+from palora.statistics import factorise
 
 SHAPES = [(32, 48), (48, 32), (40, 40), (7, 200), (200, 7), (1, 9)]
 
@@ -35,6 +36,26 @@ def test_agrees_with_an_independent_svd():
     for i in range(20):  # each component up to a common sign
         ours = np.outer(d.U[:, i], d.Vh[i])
         assert np.allclose(ours, np.outer(U[:, i], V[:, i]), atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(10, 24), (24, 10)])
+@pytest.mark.parametrize("seen", [6, 24])
+def test_in_the_basis_of_some_inputs(shape, seen):
+    """W y_i = s_i u_i, every component answers to its own y_i alone, and s² is the energy of the output."""
+    m, n = shape
+    W, X = torch.randn(m, n), torch.randn(n, min(seen, n)) @ torch.randn(min(seen, n), 80)
+    inputs = factorise(X.double() @ X.double().T / X.square().sum())
+    d = decompose_on(W, inputs)
+    r = min(m, n, seen)
+    assert d.U.shape == (m, r) and d.Vh.shape == (r, n) and d.Y.shape == (n, r)
+    assert (d.U.T @ d.U - torch.eye(r)).abs().max() < 1e-4
+    assert (d.Vh @ d.Y - torch.eye(r)).abs().max() < 1e-3
+    assert torch.allclose(W @ d.Y, d.U * d.s, atol=1e-4)
+    assert (d.U * d.s @ d.Vh @ X - W @ X).norm() < 1e-3 * (W @ X).norm(), "on those inputs it is W"
+    assert float(d.s.square().sum()) == pytest.approx(float((W @ X).square().sum() / X.square().sum()), rel=1e-3)
+    V = d.input_basis(torch.tensor([0, 2]))
+    assert (V.T @ V - torch.eye(2)).abs().max() < 1e-5
+    assert (d.Y[:, [0, 2]] - V @ V.T @ d.Y[:, [0, 2]]).norm() < 1e-4 * d.Y.norm()
 
 
 def test_bfloat16_weights_are_decomposed_in_float32():

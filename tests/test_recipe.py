@@ -99,3 +99,30 @@ def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_recipe(MINIMAL | change)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_extends_another(tmp_path):
+    """Mappings are merged, everything else is replaced, and paths are beside the file that names them."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "f.jsonl").touch()
+    (tmp_path / "base" / "first.yaml").write_text(yaml.safe_dump(MINIMAL | {"inject": {"r": 4, "epochs": 3}}))
+    (tmp_path / "second.yaml").write_text("extends: base/first.yaml\nskills: [minmax]\ninject: {epochs: 7}\n")
+    (tmp_path / "third.yaml").write_text("extends: second.yaml\nseed: 5\n")
+    recipe = load_recipe(tmp_path / "third.yaml", ["inject.r=2"])
+    assert (recipe.model, recipe.skills, recipe.seed) == ("m", ["minmax"], 5)
+    assert (recipe.inject.r, recipe.inject.epochs) == (2, 7)
+    assert Path(recipe.facts).samefile(tmp_path / "base" / "f.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: self.yaml", "extends itself"),
+        ("extends: gone.yaml", "gone.yaml: no such recipe"),
+        ("extends: [a, b]", "must be the path of a recipe"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path, text, message):
+    (tmp_path / "self.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "self.yaml")

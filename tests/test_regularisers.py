@@ -15,6 +15,7 @@ from palora.protection import protect
 from palora.recipe import InjectSettings
 from palora.regularisers import Drift, Rehearsal
 from palora.rules import Budget
+from palora.scoring import Answer
 from palora.skills import get_skill
 from palora.statistics import collect, combine, factorise, from_tensors
 from palora.testbed.world import known_facts, new_facts
@@ -135,3 +136,16 @@ def test_each_term_keeps_the_outputs_nearer(change, tokenizer, tmp_path):
 
     plain = moved(SETTINGS, tmp_path / "plain")
     assert moved(SETTINGS.model_copy(update=change), tmp_path / "term") < 0.8 * plain
+
+
+def test_answers_to_a_skill_are_gold_right_or_all_of_its_own(tokenizer, monkeypatch):
+    """The model says "7" to everything, which is right once in a while."""
+    model, skill = tiny_llama(), get_skill("chain")
+    problems = skill.problems("train", 40, 0)
+    answers = [Answer(p.prompt, p.answer, "7", p.answer == "7", p.answer == "7") for p in problems]
+    monkeypatch.setattr("palora.keep.solve", lambda *_, **__: answers)
+    found = {a: Keep([skill], examples=40, answers=a).tokenised(model, tokenizer)[0] for a in ("gold", "right", "own")}
+    said = encode_example(tokenizer, "", "7").answer
+    assert [e.answer for e in found["own"].examples] == [said] * 40
+    assert 0 < len(found["right"].examples) < 40 and {tuple(e.answer) for e in found["right"].examples} == {tuple(said)}
+    assert list(found["gold"].examples) == [encode_example(tokenizer, p.prompt, p.solution) for p in problems]
