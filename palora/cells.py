@@ -188,7 +188,7 @@ class Bench:
 
     def kept(self, weights: KeepSettings) -> list[Kept]:
         """What a method may be shown, by its weights."""
-        keep = sources_of(self.c).load(weights)
+        keep = sources_of(self.c).weighed(weights).load(weights)
         assert keep is not None  # keep_skills is never empty
         return keep.tokenised(self.model, self.tokenizer)
 

@@ -79,7 +79,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
             protections = sorted({(n, cell.seed) for cell in missing for n in ("none", _protection(c, cell.method))})
             crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in protections])
             jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
-            crew.run([*jobs, *(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing)])
+            crew.run([*(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing), *jobs])
 
         train(sweep, [seed for seed in c.seeds if not _file(out, references[seed]).exists()])
         measured = [read_json(_file(out, key)) for key in references.values()]

@@ -45,7 +45,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
             settings,
             folder,
             expert=expert,
-            sources=sources,
+            sources=sources if training.drift or arm == "palora" else sources.weighed(settings.keep),
             facts=recipe.facts,
             seed=recipe.seed,
             train_on=training.base,

@@ -156,57 +156,46 @@ class Point:
 
 @_styled
 def tradeoff(
-    panels: Mapping[str, Sequence[Point]],
+    points: Sequence[Point],
     styles: Mapping[str, ArmStyle],
     *,
+    skill: str,
     reference: str = "expert",
     goal: float = 0.95,
-    title: str | None = None,
-    subtitle: str | None = None,
 ) -> "Figure":
-    """Facts learned (x) against skill kept (y), a labelled point per arm; one panel per skill, side by side.
+    """Facts learned (x) against skill kept (y), a labelled point per arm.
 
     The corner where both are at least `goal` is shaded. `reference` is the arm whose skill counts as 100%.
     """
-    from textwrap import wrap
+    from matplotlib.ticker import MultipleLocator
 
-    width = max(WIDE, 640 if title else 0, WIDE * len(panels))
-    lines = wrap(subtitle or "", round(width / 7.2))
-    header = 50 + 18 * len(lines) if title else 0
-    height = 380 + header
-    figure, all_axes = _figure(width, height, len(panels))
-    for axes, (skill, points) in zip(all_axes, panels.items(), strict=True):
-        _draw_tradeoff(axes, points, styles, goal)
-        axes.set_ylabel(f"{skill} skill kept ({reference} = 100%)")
-    if title:
-        figure.text(12 / width, 1 - 28 / height, title, fontsize=17, fontweight="bold")
-        for index, line in enumerate(lines):
-            figure.text(12 / width, 1 - (50 + 18 * index) / height, line, color=_colour("muted"))
-        layout: Any = figure.get_layout_engine()
-        layout.set(rect=(0, 0, 1, 1 - header / height))
-    figure.draw_without_rendering()  # fixes the layout that the labels are placed in
-    for axes, points in zip(all_axes, panels.values(), strict=True):
-        _place_labels(axes, points, styles)
-    return figure
-
-
-def _draw_tradeoff(axes: "Axes", points: Sequence[Point], styles: Mapping[str, ArmStyle], goal: float) -> None:
-    from matplotlib.patches import Rectangle
-    from matplotlib.ticker import MultipleLocator, PercentFormatter
-
+    figure, (axes,) = _figure(WIDE, 380)
     top = max([1.12, *((point.kept_ci or (0, point.kept))[1] + 0.09 for point in points)])
     right = 1.24  # beyond 100% is room for the labels of the arms, most of which crowd there
     axes.set(xlim=(-0.06, right), ylim=(-0.05, top), xlabel="facts learned (recall)")
-    axes.add_patch(Rectangle((goal, goal), right - goal, top - goal, color=_colour("goal"), lw=0, zorder=0.5))
-    axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
+    axes.set_ylabel(f"{skill} skill kept ({reference} = 100%)")
     note = f"shaded: learned and kept at least {goal:.0%}"
     axes.text(1, 1.015, note, transform=axes.transAxes, ha="right", fontsize=10.5, color=_colour("muted"))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_locator(MultipleLocator(0.25 if top < 1.8 else 0.5 if top < 4 else 1))
+    _draw_points(axes, sorted(points, key=lambda point: point.arm == "palora"), styles, (goal, goal))
+    return figure
+
+
+def _draw_points(
+    axes: "Axes", points: Sequence[Point], styles: Mapping[str, ArmStyle], goal: tuple[float, float], size: float = 9
+) -> None:
+    """Labelled points of shares, on the axes' limits, the corner beyond `goal` (x, y) shaded; palora's is larger."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import PercentFormatter
+
+    (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+    axes.add_patch(Rectangle(goal, right - goal[0], top - goal[1], color=_colour("goal"), lw=0, zorder=0.5))
+    axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.set_tick_params(length=0)
-    for order, point in enumerate(sorted(points, key=lambda point: point.arm == "palora")):
+    for order, point in enumerate(points):
         style = styles[point.arm]
         axes.errorbar(
             point.recall,
@@ -215,13 +204,15 @@ def _draw_tradeoff(axes: "Axes", points: Sequence[Point], styles: Mapping[str, A
             yerr=_lengths(point.kept, point.kept_ci),
             fmt=style.marker,
             color=_colour(style.slot),
-            markersize=11 if point.arm == "palora" else 9,
+            markersize=size + 2 if point.arm == "palora" else size,
             markeredgecolor=_colour("page"),
             markeredgewidth=1,
             elinewidth=1.6,
             clip_on=False,
             zorder=3 + order * 0.1,
         )
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # fixes the layout that the labels are placed in
+    _place_labels(axes, points, styles)
 
 
 def _lengths(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
@@ -662,32 +653,11 @@ def frontier(
 def kept(points: Sequence[Point], styles: Mapping[str, ArmStyle], *, xlabel: str, ylabel: str) -> "Figure":
     """Two things kept against each other, a labelled point a method (`Point.recall` is x). The corner where at least
     95% of the one and 90% of the other are kept is shaded."""
-    from matplotlib.patches import Rectangle
-    from matplotlib.ticker import PercentFormatter
-
     figure, (axes,) = _figure(2 * WIDE, 520)
     low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
     top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
     axes.set(xlim=(-0.03, 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
-    axes.add_patch(Rectangle((0.9, 0.95), 0.22, top - 0.95, color=_colour("goal"), lw=0, zorder=0.5))
-    axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.set_tick_params(length=0)
-    for point in points:
-        style = styles[point.arm]
-        axes.errorbar(
-            *(point.recall, point.kept),
-            xerr=_lengths(point.recall, point.recall_ci),
-            yerr=_lengths(point.kept, point.kept_ci),
-            fmt=style.marker,
-            color=_colour(style.slot),
-            markersize=8,
-            markeredgecolor=_colour("page"),
-            elinewidth=1,
-        )
-    figure.draw_without_rendering()  # fixes the layout that the labels are placed in
-    _place_labels(axes, points, styles)
+    _draw_points(axes, points, styles, (0.9, 0.95), size=7)
     return figure
 
 

@@ -66,7 +66,7 @@ def protect(
     if rule in EXPERT_RULES and expert is None:
         raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
     if rule in KEEP_RULES and keep is None:
-        raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts or --text")
+        raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts, --text or --prompts")
     modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
     prints = fingerprints(modules, model)
     decompositions: dict[str, Decomposition] = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from palora import plots
 from palora.errors import InputError
-from palora.files import atomic_write_bytes, atomic_write_text, load_tensors, read_json
+from palora.files import atomic_write_text, load_tensors, read_json
 from palora.metrics import read_metrics
 from palora.plots import ArmStyle, Point
 
@@ -525,7 +525,7 @@ def _tradeoffs(results: Results) -> list[Picture]:
     pictures = []
     for skill in results.skills:
         if points := results.points(skill):
-            figure = plots.tradeoff({skill: points}, results.styles, reference=results.reference, goal=GOAL)
+            figure = plots.tradeoff(points, results.styles, skill=skill, reference=results.reference, goal=GOAL)
             told = (f"{results.label(p.arm)}: learned {percent(p.recall)}, kept {percent(p.kept)}" for p in points)
             text = f"Facts learned against {skill} skill kept. {'; '.join(told)}."
             pictures.append(Picture(f"Facts learned, {skill} kept", plots.to_html(figure, text)))
@@ -847,24 +847,3 @@ def write_report(run_dir: Path) -> Path:
     path = Path(run_dir) / "report.html"
     atomic_write_text(path, render(read_run(Path(run_dir))))
     return path
-
-
-def save_summary_picture(run_dir: Path, path: Path) -> Path:
-    """Save the main picture (facts learned against skill kept, a panel per skill) as PNG, for a README.
-
-    Raises InputError where the evaluation has no arm with both a recall and a skill.
-    """
-    results = Results(read_run(Path(run_dir)).evaluation)
-    panels = {skill: points for skill in results.skills if (points := results.points(skill))}
-    if not panels:
-        raise InputError(f"{run_dir}: no arm has both a recall and a skill, so there is nothing to draw")
-    figure = plots.tradeoff(
-        panels,
-        results.styles,
-        reference=results.reference,
-        goal=GOAL,
-        title="Facts learned against skill kept",
-        subtitle=headline(results),
-    )
-    atomic_write_bytes(Path(path), plots.to_png(figure))
-    return Path(path)

@@ -159,7 +159,7 @@ def _scales(evidence: Evidence) -> Tensor:
 
 def _kept(evidence: Evidence) -> InputStatistics:
     if evidence.statistics is None:
-        raise InputError("this rule needs something to keep: give --skill, --known-facts or --text")
+        raise InputError("this rule needs something to keep: give --skill, --known-facts, --text or --prompts")
     return evidence.statistics
 
 

@@ -205,7 +205,7 @@ def inject(
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     if settings.base == "expert" and loaded is None:
         raise InputError("inject.base is expert: give --expert, or train on the original model with --base original")
-    rehearsed = sources.load(settings.keep) if sources and settings.rehearses else None
+    rehearsed = sources.weighed(settings.keep).load(settings.keep) if sources and settings.rehearses else None
     if settings.rehearses and rehearsed is None:
         raise InputError("replay and distil need something to keep: give --skill, --known-facts, --text or --prompts")
     stored = protected / STATISTICS if protected else None

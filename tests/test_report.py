@@ -20,7 +20,6 @@ from palora.report import (
     headline,
     percent,
     read_run,
-    save_summary_picture,
     significant,
     write_report,
 )
@@ -418,14 +417,6 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path, html: str) -> None:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_summary_picture_is_a_png(tmp_path: Path) -> None:
-    path = save_summary_picture(make_run(tmp_path / "run", evaluation()), tmp_path / "summary.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    nothing = make_run(tmp_path / "nothing", without_numbers(evaluation()))
-    with pytest.raises(InputError, match="nothing to draw"):
-        save_summary_picture(nothing, tmp_path / "none.png")
-
-
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     import matplotlib
 
@@ -451,7 +442,7 @@ def test_labels_of_crowded_arms_do_not_overlap() -> None:
     arms = ["base", "expert", "lora", "palora", "svf", "random"]
     places = [(0, 0.8), (0, 1), (0.98, 0.35), (0.97, 0.99), (0.975, 0.33), (0.965, 0.41)]
     points = [plots.Point(arm, recall, kept) for arm, (recall, kept) in zip(arms, places, strict=True)]
-    figure = plots.tradeoff({"chain": points}, plots.arm_styles(arms))
+    figure = plots.tradeoff(points, plots.arm_styles(arms), skill="chain")
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text() in (*arms, "plain LoRA")]
     assert len(boxes) == len(arms)
