@@ -83,8 +83,12 @@ def summarise(
             table.setdefault(str(load), {})[milestone] = rows
             skill = next(iter(references[0]["expert"]["validation"]))
             matched = {name: group for name, group in of_load.items() if not c.methods[name].scaled}
-            tests = _paired(matched, c.reference, milestone, skill)
-            paired.setdefault(str(load), {})[milestone] = {"skill": skill, "against": c.reference, "tests": tests}
+            paired.setdefault(str(load), {})[milestone] = {
+                "skill": skill,
+                "against": c.reference,
+                "tests": _paired(matched, c.reference, milestone, _kept_of(skill)),
+                "known_facts": _paired(matched, c.reference, milestone, lambda moment: moment["locality"]),
+            }
     arms = {
         arm: {skill: _estimate([r[arm]["skills"][skill] for r in references]) for skill in references[0][arm]["skills"]}
         for arm in ("base", "expert")
@@ -163,12 +167,21 @@ def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
     return row
 
 
-def _paired(of_load: Mapping[str, Sequence[Run]], against: str, milestone: str, skill: str) -> dict[str, Any]:
-    """Each method's retention of a skill minus the reference's, over the seeds where both passed the milestone."""
+def _kept_of(skill: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda moment: moment["retention"][skill]["vs_expert"]
+
+
+def _paired(
+    of_load: Mapping[str, Sequence[Run]],
+    against: str,
+    milestone: str,
+    value: Callable[[Mapping[str, Any]], float | None],
+) -> dict[str, Any]:
+    """Each method's `value` at a milestone minus the reference's, over the seeds where both passed it."""
 
     def kept(name: str) -> dict[int, float]:
         at = {r["seed"]: r["moments"][milestone] for r in of_load[name] if milestone in r["moments"]}
-        values = {seed: moment["retention"][skill]["vs_expert"] for seed, moment in at.items()}
+        values = {seed: value(moment) for seed, moment in at.items()}
         return {seed: value for seed, value in values.items() if value is not None}
 
     reference, tests = kept(against), {}
@@ -248,6 +261,13 @@ def with_interval(estimate: Mapping[str, Any] | None, form: str = ".1%") -> str:
     return format(estimate["mean"], form) + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
 
 
+def families(paired: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was tested at a milestone, each a family of its own for Holm: the skill kept, and the known facts left."""
+    minus = f"minus {paired['against']}'s"
+    tested = ((f"{paired['skill']} kept, {minus}", "tests"), (f"known facts left, {minus}", "known_facts"))
+    return [(what, paired[key]) for what, key in tested if paired.get(key)]
+
+
 def test_rows(tests: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Method, difference, p of the paired t-test and of the sign-flip test, both after Holm."""
 
@@ -294,37 +314,31 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows: list[Sequence[str]] = [
         (arm, *(with_interval(references[arm][skill]) for skill in skills)) for arm in ("base", "expert")
     ]
-    lines += _table(["accuracy", *skills], rows)
+    lines += table(["accuracy", *skills], rows)
     for load, milestones in result["table"].items():
         for milestone, methods in milestones.items():
             lines += [f"### {load} facts, recall first at {float(milestone):.0%}", ""]
             shown = columns(result)
-            lines += _table(
+            lines += table(
                 ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
             )
             paired = result["paired"][load][milestone]
             if milestone == mark(result["comparison"]["choose_at"]) and (points := kept_points(result, load)):
                 on_front = ", ".join(front(points))
                 lines += [f"On the Pareto front of {paired['skill']} kept and known facts left: {on_front}.", ""]
-            if paired["tests"]:
-                heads = [
-                    f"{paired['skill']} kept, minus {paired['against']}'s",
-                    "difference",
-                    "p (t, Holm)",
-                    "p (sign flip, Holm)",
-                ]
-                lines += _table(heads, test_rows(paired["tests"]))
+            for what, tests in families(paired):
+                lines += table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
     lines += ["### What tells retention, over all runs at the choosing milestone", ""]
     found = [
         (name, *(number(p[key]) for key in ("spearman", "known_facts", "epochs")), str(p["n"]))
         for name, p in result["predictors"].items()
     ]
     heads = ["rank correlation with", "the skill kept", "the known facts left", "epochs to the recall", "runs"]
-    lines += _table(heads, found)
+    lines += table(heads, found)
     return "\n".join(lines)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ruler = "|---|" + "---:|" * (len(heads) - 1)
     return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
@@ -340,7 +354,7 @@ def write_pages(result: Mapping[str, Any], out: Path) -> None:
 
     for load in result["table"]:
         if points := kept_points(result, load):
-            atomic_write_bytes(out / f"kept-{load}.png", plots.to_png(_kept(result, load, points)))
+            atomic_write_bytes(out / f"kept-{load}.png", plots.to_png(draw_kept(result, load, points)))
 
 
 def front(points: "Sequence[Point]") -> list[str]:
@@ -370,7 +384,8 @@ def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
     return points
 
 
-def _kept(result: Mapping[str, Any], load: str, points: "list[Point]") -> Any:
+def draw_kept(result: Mapping[str, Any], load: str, points: "list[Point]") -> Any:
+    """The picture of what is kept, a point a method (`kept_points`)."""
     from palora import plots
 
     c = result["comparison"]
@@ -399,7 +414,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
         if points := kept_points(result, load):
             title = f"{load} facts at {c['choose_at']:.0%} recall: the skill and the known facts that are left"
             told = f"{title}. On the Pareto front: {', '.join(front(points))}"
-            pictures.append((told, Markup(plots.to_html(_kept(result, load, points), title))))
+            pictures.append((told, Markup(plots.to_html(draw_kept(result, load, points), title))))
     for load, milestones in result["table"].items():
         for shown in result["references"]["expert"]:
             lines = {
@@ -441,6 +456,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
         sentences=describe(result),
         result=result,
         columns=columns(result),
+        families=families,
         test_rows=test_rows,
         with_interval=with_interval,
         number=number,

@@ -236,6 +236,12 @@ def test_retention_and_paired_differences_by_hand(values):
     assert tests["soft"]["p_t_holm"] == pytest.approx(2 * tests["soft"]["p_t"])
     assert tests["soft"]["p_sign_flip"] == tests["soft"]["smallest_p_sign_flip"] == 2 / 8
     assert tests["none"]["p_t"] == tests["none"]["p_t_holm"] == 1
+    for run, known in zip(runs, [0.1, 0.2, 0.3, 0.3, 0.5, 0.4, 0.1, 0.2, 0.3], strict=True):
+        run["moments"]["0.5"]["locality"] = known  # soft's are 0.2, 0.3 and 0.1 more
+    known = summarise(c, runs, REFERENCES, choose_rates(c, runs, REFERENCES))["paired"]["4"]["0.5"]["known_facts"]
+    assert known["soft"]["difference"]["mean"] == pytest.approx(0.2)
+    assert known["soft"]["p_t_holm"] == pytest.approx(2 * 0.074180, abs=1e-4)  # t = 0.2 / (0.1 / √3), df 2
+    assert known["none"]["p_t"] == 1
     told = result["predictors"]["drift"]
     assert told["spearman"] < 0 and told["n"] == 9 and told["known_facts"] is None, "which does not vary here"
 
