@@ -183,12 +183,13 @@ def tradeoff(
 
 
 def _draw_points(
-    axes: "Axes", points: Sequence[Point], styles: Mapping[str, ArmStyle], goal: tuple[float, float], size: float = 9
+    axes: "Axes", points: Sequence[Point], styles: Mapping[str, ArmStyle], goal: tuple[float, float]
 ) -> None:
     """Labelled points of shares, on the axes' limits, the corner beyond `goal` (x, y) shaded; palora's is larger."""
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import PercentFormatter
 
+    few = len(points) < 9
     (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     axes.add_patch(Rectangle(goal, right - goal[0], top - goal[1], color=_colour("goal"), lw=0, zorder=0.5))
     axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
@@ -204,10 +205,10 @@ def _draw_points(
             yerr=_lengths(point.kept, point.kept_ci),
             fmt=style.marker,
             color=_colour(style.slot),
-            markersize=size + 2 if point.arm == "palora" else size,
+            markersize=(9 if few else 8) + 2 * (point.arm == "palora"),
             markeredgecolor=_colour("page"),
-            markeredgewidth=1,
-            elinewidth=1.6,
+            markeredgewidth=1 if few else 0.5,
+            elinewidth=1.6 if few else 0.9,
             clip_on=False,
             zorder=3 + order * 0.1,
         )
@@ -642,7 +643,8 @@ def frontier(
             markeredgecolor=_colour("page"),
         )
     axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel)
-    axes.set_ylim(0, max(1.08, axes.get_ylim()[1]))
+    lowest = min((y for points in lines.values() for _, y, _ in points), default=0.0)
+    axes.set_ylim(max(0.0, lowest - 0.1), max(1.08, axes.get_ylim()[1]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.tick_params(length=0)
@@ -656,8 +658,9 @@ def kept(points: Sequence[Point], styles: Mapping[str, ArmStyle], *, xlabel: str
     figure, (axes,) = _figure(2 * WIDE, 520)
     low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
     top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
-    axes.set(xlim=(-0.03, 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
-    _draw_points(axes, points, styles, (0.9, 0.95), size=7)
+    left = min([0.5, *(p.recall - 0.1 for p in points)])
+    axes.set(xlim=(max(-0.03, left), 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
+    _draw_points(axes, points, styles, (0.9, 0.95))
     return figure
 
 

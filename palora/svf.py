@@ -8,8 +8,8 @@ z by the trained vector p (r,), both starting at z_eff = 1:
     linear     z_eff = p
     sigmoid    z_eff = z · Σs / Σ(s·z) with z = sigmoid(p): the sum of the singular values is kept (the reference code)
 
-Only the effective scale z_eff, what really multiplies s, is ever stored or ranked. The components are those of W, or
-of W in the basis of the skill's inputs (`decomposition.py`); in the second case the expert carries them with it.
+Only the effective scale z_eff, what really multiplies s, is ever stored or ranked. The components are those of W, or of
+W in the basis of the skill's inputs (`decomposition.py`); in the second case the expert carries them with it.
 """
 
 import shutil
