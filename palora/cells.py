@@ -91,7 +91,7 @@ def reference_key(c: Comparison, shared: str, seed: int) -> str:
 def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-    probe = [sorted(method.probe.items())] if method.probe is not None else []
+    probe = [method.probe] if method.probe else []
     what = (method.protect, method.shuffle, method.tuner, c.is_source(cell.method), *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
@@ -138,19 +138,19 @@ def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None
         if own is None:
             stages.protect(base, settings, folder, expert, sources, c.facts, seed)
             return
-        train_on = c.training(method, own.learning_rates[0]).base
-        probe = c.probe(method)
+        train_on = own.probe.base if own.probe else c.training(method, own.learning_rates[0]).base
+        skill, trained_by = c.probed(method)
         if own.shuffle:
             shuffled = expert.with_name(f"shuffled-{seed}")
             shuffle_scales(Expert.load(expert), seed).save(shuffled)
             stages.protect(base, settings, folder, shuffled, seed=seed, train_on=train_on)
-        elif probe and settings.rule in EXPERT_RULES:
+        elif own.probe and settings.rule in EXPERT_RULES:
             trained = expert.with_name(f"{method}-{seed}")
-            stages.train_expert(base, probe[1], trained, probe[0], seed)
+            stages.train_expert(base, trained_by, trained, skill, seed)
             stages.protect(base, settings, folder, trained, seed=seed, train_on=train_on)
         else:
-            if probe:
-                sources = replace(sources, skills=(probe[0],))
+            if own.probe:
+                sources = replace(sources, skills=(skill,))
             stages.protect(base, settings, folder, expert, sources.weighed(settings.keep), c.facts, seed, train_on)
 
 

@@ -26,17 +26,23 @@ class Scaled(_Strict):
     to: str = Field(description="the method whose ‖ΔW‖ it gets, at the same load, seed and milestone")
 
 
+class Probe(_Strict):
+    """What a method's rule looks at, where that is not the seed's expert and the skill that is kept."""
+
+    skill: str | None = Field(None, description="another skill: its expert, or its inputs")
+    expert: dict[str, Any] = Field(default_factory=dict, description="changes to `expert`, for rules that look at one")
+    base: Literal["expert", "original"] = Field(
+        "expert", description="whose inputs: those of the original model are out of date once the expert is applied"
+    )
+
+
 class Method(_Strict):
     """One method of the comparison."""
 
     learning_rates: list[float] = Field(default_factory=list, description="its own sweep; the best one is reported")
     protect: ProtectSettings | None = Field(None, description="its protection; none is plain LoRA")
     shuffle: bool = Field(False, description="show the rule the expert's scales in a random order, in every matrix")
-    probe: dict[str, Any] | None = Field(
-        None,
-        description="what the rule looks at in place of the seed's expert and the kept skills: `skill`, another skill; "
-        "and changes to `expert`, for an expert of its own",
-    )
+    probe: Probe | None = Field(None, description="what its rule looks at, if not what all others do")
     tuner: Literal["lora", "dora", "mica", "corda", "osf", "full"] = Field(
         "lora", description="PEFT's method (tuners.py)"
     )
@@ -53,8 +59,10 @@ class Method(_Strict):
             raise ValueError(f"{self.tuner} cannot be put under a protection")
         if self.shuffle and self.rule not in ("svf", "svf_weighted"):
             raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
-        if self.probe is not None and (self.rule not in EXPERT_RULES | KEEP_RULES or self.shuffle):
+        if self.probe and (self.rule not in EXPERT_RULES | KEEP_RULES or self.shuffle):
             raise ValueError("probe is for rules that look at an expert or at a skill, and not shuffled")
+        if self.probe and self.probe.expert and self.rule not in EXPERT_RULES:
+            raise ValueError(f"probe.expert: the rule {self.rule} looks at no expert")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
             raise ValueError(
                 "inject: learning rates are under learning_rates, and training stops at the last milestone"
@@ -144,9 +152,9 @@ class Comparison(_Strict):
                 except ValidationError as error:
                     raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
             try:
-                self.probe(name)
+                self.probed(name)
             except ValidationError as error:
-                raise ValueError(f"methods.{name}.probe: {describe(error)}") from None
+                raise ValueError(f"methods.{name}.probe.expert: {describe(error)}") from None
             if method.inject.get("lose_at_most") is not None or self.inject.lose_at_most is not None:
                 raise ValueError("lose_at_most: a comparison stops at recalls, not at an allowance; leave it out")
         return self
@@ -162,13 +170,11 @@ class Comparison(_Strict):
         fixed = {"learning_rate": learning_rate, "stop_at_recall": self.milestones[-1]}
         return InjectSettings.model_validate({**self.inject.model_dump(), **own, **fixed})
 
-    def probe(self, method: str) -> tuple[str, ExpertSettings] | None:
-        """The skill that a method's rule looks at and the settings of its expert, where the method has a probe."""
-        if (own := self.methods[method].probe) is None:
-            return None
-        changes = {key: value for key, value in own.items() if key != "skill"}
-        expert = ExpertSettings.model_validate({**self.expert.model_dump(), **changes})
-        return str(own.get("skill", self.keep_skills[0])), expert
+    def probed(self, method: str) -> tuple[str, ExpertSettings]:
+        """The skill that a method's rule looks at, and the settings of the expert that it looks at."""
+        probe = self.methods[method].probe or Probe()  # type: ignore[call-arg]
+        settings = ExpertSettings.model_validate({**self.expert.model_dump(), **probe.expert})
+        return probe.skill or self.keep_skills[0], settings
 
     def is_source(self, method: str) -> bool:
         """Whether another method scales this one's adapters, so that they must be stored."""

@@ -15,7 +15,7 @@ from palora.compare_report import choose_rates, front, summarise
 from palora.comparison import Comparison, load_comparison
 from palora.errors import InputError
 from palora.facts import write_facts
-from palora.files import read_json
+from palora.files import load_tensors, read_json
 from palora.plots import Point
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
@@ -308,17 +308,26 @@ def test_a_probe_is_looked_at_by_its_rule_alone(finished, values, tmp_path):
     methods = {
         "lora": rates,
         "svf": {**rates, "protect": svf},
-        "own": {**rates, "protect": svf, "probe": {"skill": "minmax", "basis": "skill", "basis_examples": 8}},
+        "own": {
+            **rates,
+            "protect": svf,
+            "probe": {"skill": "minmax", "expert": {"basis": "skill", "basis_examples": 8}},
+        },
         "other": {**rates, "protect": soft, "probe": {"skill": "minmax"}},
+        "soft": {**rates, "protect": soft},
+        "old": {**rates, "protect": soft, "probe": {"base": "original"}},
     }
     c = Comparison.model_validate(values | {"methods": methods})
     cells.prepare_expert(c, tmp_path, 0)
-    for method in ("own", "other"):
+    for method in ("own", "other", "soft", "old"):
         cells.prepare_protection(c, tmp_path, method, 0)
     own, other = (read_json(tmp_path / "protections" / f"{m}-0" / "protection.json") for m in ("own", "other"))
     assert own["expert"] == "minmax" and Expert.load(tmp_path / "experts" / "own-0").basis
     assert other["expert"] == "chain" and other["keep"]["skills"] == ["minmax"]
     assert not Expert.load(tmp_path / "experts" / "seed-0").basis, "the expert that the facts are taught on"
+    soft, old = (load_tensors(tmp_path / "protections" / f"{m}-0" / "subspaces.safetensors") for m in ("soft", "old"))
+    moved = [name for name in soft if not torch.equal(soft[name], old[name])]
+    assert moved, "the inputs of the original model are others than the expert's"
     shared = shared_inputs(c)
     assert training_key(c, shared, Cell("own", 4, 0.03, 0)) != training_key(c, shared, Cell("svf", 4, 0.03, 0))
 
@@ -365,8 +374,16 @@ def test_the_pages(finished):
         ({"methods": {"lora": {"learning_rates": [1e-3], "shuffle": True}}}, "svf"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "probe": {"skill": "minmax"}}}}, "probe is for rules"),
         (
-            {"methods": {"lora": {"learning_rates": [1], "protect": {"rule": "svf", "k": 2}, "probe": {"steps": 1}}}},
-            "methods.lora.probe: steps: no such key",
+            {
+                "methods": {
+                    "lora": {
+                        "learning_rates": [1],
+                        "protect": {"rule": "svf", "k": 2},
+                        "probe": {"expert": {"steps": 1}},
+                    }
+                }
+            },
+            "methods.lora.probe.expert: steps: no such key",
         ),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"lose_at_most": 0.1}}}}, "not at an allowance"),
     ],
