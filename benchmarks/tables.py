@@ -1,12 +1,13 @@
 """Write the tables and pictures of docs/evidence.md from benchmarks/results: `python benchmarks/tables.py`.
 
-A table stands between `<!-- NAME LOAD [RECALL] -->` and `<!-- end -->`, where NAME is a file of the results. With
-`paired` before NAME it holds the paired differences to the reference, with `predictors` the rank correlations.
+A table stands between `<!-- NAME LOAD [METHOD,…] -->` and `<!-- end -->`, where NAME is a file of the results: the
+methods (all, or those named) when recall first passes 95%. With `paired` before NAME it holds the paired differences to
+the reference, with `predictors` the rank correlations.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,18 @@ def written(page: str) -> str:
 def _table_of(*what: str) -> str:
     if what[0] == "predictors":
         return "\n".join(_predictors(result(what[1]))).rstrip()
-    paired, (name, load, *recall) = what[0] == "paired", what[1:] if what[0] == "paired" else what
-    milestone = recall[0] if recall else "0.95"
-    rows = _paired(result(name), load, milestone) if paired else _methods(result(name), load, milestone)
+    paired, (name, load, *methods) = what[0] == "paired", what[1:] if what[0] == "paired" else what
+    only = methods[0].split(",") if methods else None
+    rows = _paired(result(name), load) if paired else _methods(result(name), load, only)
     return "\n".join(rows).rstrip()
 
 
-def _methods(found: Mapping[str, Any], load: str, milestone: str) -> list[str]:
+def _methods(found: Mapping[str, Any], load: str, only: Sequence[str] | None) -> list[str]:
     skills = list(found["references"]["expert"])
     heads = ["method", "rate", "reached", *(f"`{s}` kept" for s in skills), "known facts left", "paraphrases"]
     rows = []
-    for name, row in found["table"][load][milestone].items():
+    methods = found["table"][load]["0.95"]
+    for name, row in methods.items() if only is None else [(name, methods[name]) for name in only]:
         reached = "scaled" if row["scaled"] else f"{row['reached']} of {row['seeds']}"
         kept = [_short(row["retention"].get(skill, {}).get("vs_expert")) for skill in skills]
         plain = [_number(row[key]) for key in ("drift", "norm", "epoch", "seconds")]
@@ -53,9 +55,9 @@ def _methods(found: Mapping[str, Any], load: str, milestone: str) -> list[str]:
     return table([*heads, "drift", "‖ΔW‖", "epochs", "s"], rows)
 
 
-def _paired(found: Mapping[str, Any], load: str, milestone: str) -> list[str]:
+def _paired(found: Mapping[str, Any], load: str) -> list[str]:
     rows: dict[str, list[str]] = {}
-    tested = families(found["paired"][load][milestone])
+    tested = families(found["paired"][load]["0.95"])
     for _, tests in tested:
         for name, *rest in test_rows(tests):
             rows.setdefault(f"`{name}`", []).extend(rest[:2])
