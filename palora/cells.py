@@ -3,6 +3,7 @@ process of its own.
 
     experts/seed-S          the expert of a seed, shared by all methods
     protections/NAME-S      what a method protects; `none-S` holds the statistics that every drift is measured on
+    adapters/KEY/MILESTONE  of a training that another method scales
     cells/KEY.json          one training (or a reference, or a scaled adapter) and what was measured at its milestones
 
 KEY is a hash of everything that a cell's numbers depend on: a cell whose file is there is done.
@@ -92,8 +93,14 @@ def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
     probe = [method.probe] if method.probe else []
-    what = (method.protect, method.shuffle, method.tuner, c.is_source(cell.method), *probe)
+    what = (method.protect, method.shuffle, method.tuner, *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
+
+
+def is_done(c: Comparison, out: Path, cell: Cell, key: str) -> bool:
+    """Whether a training was measured, and its adapters are there if another method scales them."""
+    stored = not c.is_source(cell.method) or adapters_folder(out, key).is_dir()
+    return stored and (out / "cells" / f"{key}.json").exists()
 
 
 def scaled_key(source: str, norms: Mapping[str, float]) -> str:
@@ -116,6 +123,11 @@ def expert_folder(out: Path, seed: int) -> Path:
 
 def protection_folder(out: Path, method: str, seed: int) -> Path:
     return out / "protections" / f"{method}-{seed}"
+
+
+def adapters_folder(out: Path, key: str) -> Path:
+    """Where the adapters of a training are, one a milestone, if another method scales them."""
+    return out / "adapters" / key
 
 
 def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
@@ -255,6 +267,10 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         reset_peak_memory()
         stored = work / "moments.json"
         moments: dict[str, Any] = read_json(stored) if stored.exists() else {}
+        adapters = adapters_folder(out, key) if c.is_source(cell.method) else None
+        if adapters and not all((adapters / m).exists() for m in moments):  # begun when nothing was to be stored
+            shutil.rmtree(work)
+            moments = {}
         resumed = (work / "checkpoints").exists()
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
         bench = Bench(c, out, cell.seed, cell.load, settings.base)
@@ -278,11 +294,12 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
             passed = [m for m in map(mark, c.milestones) if recall >= float(m) and m not in moments]
             if passed:
                 moments.update(dict.fromkeys(passed, moment(model, epoch)))
-                for m in passed if c.is_source(cell.method) else []:
-                    model.save_pretrained(str(out / "adapters" / key / m), safe_serialization=True)
+                for m in passed if adapters else []:
+                    model.save_pretrained(str(adapters_folder(out, key) / m), safe_serialization=True)
                 write_json(stored, moments)
 
-        work.mkdir(parents=True, exist_ok=True)
+        for folder in filter(None, (work, adapters)):
+            folder.mkdir(parents=True, exist_ok=True)
         names = list(bench.modules)
         result: dict[str, Any] = {"kind": "training", "failed": None, "final": None, "saved_bytes": None}
         try:
@@ -329,7 +346,7 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
         statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))["skills"]
         moments: dict[str, Any] = {}
         for m, norm in norms.items():
-            adapted = PeftModel.from_pretrained(bench.model, str(out / "adapters" / source / m)).eval()
+            adapted = PeftModel.from_pretrained(bench.model, str(adapters_folder(out, source) / m)).eval()
             own = bench.update(adapted, {})["norm"] or 0.0
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:

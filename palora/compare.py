@@ -21,6 +21,7 @@ from palora import stages
 from palora.cells import (
     Cell,
     base_of,
+    is_done,
     prepare_expert,
     prepare_protection,
     reference_key,
@@ -60,14 +61,14 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
     keys = {cell: training_key(c, shared, cell) for cell in plan(c)}
 
     def undone(cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if not _file(out, keys[cell]).exists()]
+        return [cell for cell in cells if not is_done(c, out, cell, keys[cell])]
 
     def found(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         return [_run(out, cell, keys[cell]) for cell in cells]
 
     sweep = [cell for cell in keys if cell.seed in c.swept or len(c.methods[cell.method].learning_rates) == 1]
     after = len({(cell.method, cell.load) for cell in keys if cell not in sweep}) * (len(c.seeds) - len(c.swept))
-    log.info("%d of %d cells are done", sum(_file(out, k).exists() for k in keys.values()), len(sweep) + after)
+    log.info("%d of %d cells are done", len(keys) - len(undone([*keys])), len(sweep) + after)
 
     with Workers(workers) as crew:
 

@@ -116,6 +116,20 @@ def test_done_cells_are_not_done_again_and_changed_ones_are(finished, values, mo
     assert len({training_key(c, shared, cell) for cell in compare.plan(c)}) == len(compare.plan(c)) == 6
 
 
+def test_a_training_that_is_scaled_now_is_done_when_its_adapters_are_there(finished, values, tmp_path):
+    """Whether another method scales it changes nothing in its numbers, so nothing in its key."""
+    out, _ = finished
+    c = Comparison.model_validate(values)
+    alone = Comparison.model_validate(values | {"methods": {"lora": values["methods"]["lora"]}})
+    cell = Cell("lora", 4, 0.03, 0)
+    key = training_key(c, shared_inputs(c), cell)
+    assert key == training_key(alone, shared_inputs(alone), cell)
+    assert cells.is_done(c, out, cell, key) and cells.is_done(alone, out, cell, key)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / f"{key}.json").write_text("{}")
+    assert cells.is_done(alone, tmp_path, cell, key) and not cells.is_done(c, tmp_path, cell, key)
+
+
 def test_interrupted_in_a_training_it_ends_with_the_same_numbers(finished, values, monkeypatch, tmp_path):
     """Stopped right after the first milestone was measured: what was measured is kept, and not measured again."""
     whole, _ = finished
