@@ -1,8 +1,9 @@
 """The work of `palora compare`, one piece a function: each reads folders, writes one file or folder, and is done in a
 process of its own.
 
-    experts/seed-S          the expert of a seed, shared by all methods
-    protections/NAME-S      what a method protects; `none-S` holds the statistics that every drift is measured on
+    experts/seed-S          the expert of a seed, shared by all methods; probe-HASH-S one that only rules look at
+    statistics/BASE-S       of everything that is to be kept, on the weights BASE: expert or original
+    protections/NAME-S      what a method protects
     adapters/KEY/MILESTONE  of a training that another method scales
     cells/KEY.json          one training (or a reference, or a scaled adapter) and what was measured at its milestones
 
@@ -26,7 +27,7 @@ from peft import PeftModel
 from pydantic import BaseModel
 
 from palora import stages
-from palora.comparison import Comparison
+from palora.comparison import SCALE_RULES, Comparison
 from palora.errors import DivergedError
 from palora.evaluation import Questions, measure
 from palora.facts import read_facts
@@ -36,7 +37,6 @@ from palora.keep import Kept
 from palora.metrics import read_metrics
 from palora.models import weight
 from palora.recipe import KeepSettings, ProtectSettings
-from palora.rules import EXPERT_RULES
 from palora.scoring import share_correct, solve
 from palora.skills import get_skill
 from palora.statistics import InputStatistics, from_tensors
@@ -47,7 +47,7 @@ from palora.tuners import live_delta
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 2  # of a cell's file; counted up when what is measured changes
+FORMAT = 2  # of a cell's file; counted up when what is measured changes, or the default of a setting
 NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
 
 
@@ -92,15 +92,17 @@ def reference_key(c: Comparison, shared: str, seed: int) -> str:
 def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-    probe = [method.probe] if method.probe else []
+    probe = [method.probe, stages.skill_identity(c.probed(cell.method)[0])] if method.probe else []
     what = (method.protect, method.shuffle, method.tuner, *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
 
 def is_done(c: Comparison, out: Path, cell: Cell, key: str) -> bool:
     """Whether a training was measured, and its adapters are there if another method scales them."""
-    stored = not c.is_source(cell.method) or adapters_folder(out, key).is_dir()
-    return stored and (out / "cells" / f"{key}.json").exists()
+    file = out / "cells" / f"{key}.json"
+    if not file.exists() or not c.is_source(cell.method):
+        return file.exists()
+    return all((adapters_folder(out, key) / m).is_dir() for m in read_json(file, "moments")["moments"])
 
 
 def scaled_key(source: str, norms: Mapping[str, float]) -> str:
@@ -130,40 +132,61 @@ def adapters_folder(out: Path, key: str) -> Path:
     return out / "adapters" / key
 
 
+def statistics_file(c: Comparison, out: Path, method: str, seed: int) -> Path:
+    """The statistics of everything that is to be kept, as the weights that a method is taught on see it."""
+    return out / "statistics" / f"{c.base(method)}-{seed}" / STATISTICS
+
+
+def probe_folder(c: Comparison, out: Path, method: str, seed: int) -> Path | None:
+    """The expert of its own that a method's rule looks at, if it does."""
+    if c.methods[method].probe is None or c.methods[method].rule not in SCALE_RULES:
+        return None
+    return out / "experts" / f"probe-{_hash(*c.probed(method))[:12]}-{seed}"
+
+
 def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
     """Train the expert of a seed."""
     with quiet(out / "logs" / f"expert-{seed}.txt"):
         stages.train_expert(base_of(c), c.expert, expert_folder(out, seed), c.keep_skills[0], seed)
 
 
+def prepare_probe(c: Comparison, out: Path, method: str, seed: int) -> None:
+    """Train the expert that only a method's rule looks at."""
+    folder, (skill, settings) = probe_folder(c, out, method, seed), c.probed(method)
+    assert folder is not None
+    with quiet(out / "logs" / f"{folder.name}.txt"):
+        stages.train_expert(base_of(c), settings, folder, skill, seed)
+
+
+def prepare_statistics(c: Comparison, out: Path, base: str, seed: int) -> None:
+    """Collect the statistics of everything that is to be kept, on the weights `base` (expert or original)."""
+    folder, expert = out / "statistics" / f"{base}-{seed}", expert_folder(out, seed)
+    with quiet(out / "logs" / f"statistics-{base}-{seed}.txt"):
+        stages.protect(base_of(c), NONE, folder, expert, sources_of(c), c.facts, seed, base)
+
+
 def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None:
-    """Find what a method protects (`none`: only the statistics, of everything that is to be kept).
+    """Find what a method protects.
 
     The rule looks at the expert that the facts are taught on, unless the method brings a probe of its own. A probe's
     scales, or shuffled ones, are only looked at by the rule: no model is made of them, so no statistics are collected.
     """
-    own = c.methods.get(method)
-    settings = own.protect if own and own.protect else NONE
+    own, base = c.methods[method], base_of(c)
+    assert own.protect is not None
     folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
-    base, sources = base_of(c), sources_of(c)
+    train_on = (own.probe.base if own.probe else None) or c.base(method)
     with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
-        if own is None:
-            stages.protect(base, settings, folder, expert, sources, c.facts, seed)
-            return
-        train_on = own.probe.base if own.probe else c.training(method, own.learning_rates[0]).base
-        skill, trained_by = c.probed(method)
         if own.shuffle:
             shuffled = expert.with_name(f"shuffled-{seed}")
             shuffle_scales(Expert.load(expert), seed).save(shuffled)
-            stages.protect(base, settings, folder, shuffled, seed=seed, train_on=train_on)
-        elif own.probe and settings.rule in EXPERT_RULES:
-            trained = expert.with_name(f"{method}-{seed}")
-            stages.train_expert(base, trained_by, trained, skill, seed)
-            stages.protect(base, settings, folder, trained, seed=seed, train_on=train_on)
+            stages.protect(base, own.protect, folder, shuffled, seed=seed, train_on=train_on)
+        elif probe := probe_folder(c, out, method, seed):
+            stages.protect(base, own.protect, folder, probe, seed=seed, train_on=train_on)
         else:
+            sources = sources_of(c).weighed(own.protect.keep)
             if own.probe:
-                sources = replace(sources, skills=(skill,))
-            stages.protect(base, settings, folder, expert, sources.weighed(settings.keep), c.facts, seed, train_on)
+                sources = replace(sources, skills=(c.probed(method)[0],))
+            stages.protect(base, own.protect, folder, expert, sources, c.facts, seed, train_on)
 
 
 def shuffle_scales(expert: Expert, seed: int) -> Expert:
@@ -273,8 +296,8 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
             moments = {}
         resumed = (work / "checkpoints").exists()
         method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-        bench = Bench(c, out, cell.seed, cell.load, settings.base)
-        kinds = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))
+        bench = Bench(c, out, cell.seed, cell.load, c.base(cell.method))
+        kinds = from_tensors(load_tensors(statistics_file(c, out, cell.method, cell.seed)))
         statistics = kinds["skills"]
         folder = protection_folder(out, cell.method, cell.seed)
         protected = ProtectedSubspaces.load(folder) if method.rule != "none" else None
@@ -341,9 +364,8 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
     """Scale the adapters of the cell `source` to the norms by milestone (B times a factor), and measure them."""
     started = time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
-        base = c.training(c.methods[cell.method].scaled.of, cell.learning_rate).base  # type: ignore[union-attr]
-        bench = Bench(c, out, cell.seed, cell.load, base)
-        statistics = from_tensors(load_tensors(protection_folder(out, "none", cell.seed) / STATISTICS))["skills"]
+        bench = Bench(c, out, cell.seed, cell.load, c.base(cell.method))
+        statistics = from_tensors(load_tensors(statistics_file(c, out, cell.method, cell.seed)))["skills"]
         moments: dict[str, Any] = {}
         for m, norm in norms.items():
             adapted = PeftModel.from_pretrained(bench.model, str(adapters_folder(out, source) / m)).eval()

@@ -23,7 +23,10 @@ from palora.cells import (
     base_of,
     is_done,
     prepare_expert,
+    prepare_probe,
     prepare_protection,
+    prepare_statistics,
+    probe_folder,
     reference_key,
     run_reference,
     run_scaled,
@@ -37,6 +40,7 @@ from palora.comparison import Comparison
 from palora.errors import InputError
 from palora.facts import read_facts
 from palora.files import atomic_write_text, check_replaceable, check_writable, read_json, write_json
+from palora.skills import get_skill
 from palora.versions import versions
 from palora.workers import Job, Workers
 
@@ -77,8 +81,16 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
             missing = undone(cells)
             seeds = sorted({*unmeasured, *(cell.seed for cell in missing)})
             crew.run([Job(f"expert, seed {s}", prepare_expert, (c, out, s)) for s in seeds])
-            protections = sorted({(n, cell.seed) for cell in missing for n in ("none", _protection(c, cell.method))})
-            crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in protections])
+            probes = {
+                folder: (cell.method, cell.seed)
+                for cell in missing
+                if (folder := probe_folder(c, out, cell.method, cell.seed))
+            }
+            crew.run([Job(f"probe of {m}, seed {s}", prepare_probe, (c, out, m, s)) for m, s in probes.values()])
+            bases = sorted({(c.base(cell.method), cell.seed) for cell in missing})
+            crew.run([Job(f"statistics, seed {s}", prepare_statistics, (c, out, base, s)) for base, s in bases])
+            ruled = sorted({(cell.method, cell.seed) for cell in missing if c.methods[cell.method].rule != "none"})
+            crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in ruled])
             jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
             crew.run([*(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing), *jobs])
 
@@ -162,16 +174,14 @@ def check(c: Comparison, out: Path) -> None:
         stages.read_lines(file)
     for skill in stages.get_skills(c.skills):
         skill.problems("test", 1, c.seeds[0])
-    for skill in stages.get_skills(c.keep_skills):
-        skill.problems("validation", 1, c.seeds[0])
+    probed = {c.probed(name)[0] for name, method in c.methods.items() if method.probe}
+    for skill in (*stages.get_skills(c.keep_skills), *map(get_skill, sorted(probed))):
+        for split in ("train", "validation"):
+            skill.problems(split, 1, c.seeds[0])
 
 
 def _file(out: Path, key: str) -> Path:
     return out / "cells" / f"{key}.json"
-
-
-def _protection(c: Comparison, method: str) -> str:
-    return method if c.methods[method].rule != "none" else "none"
 
 
 def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:

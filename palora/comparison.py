@@ -5,14 +5,26 @@ protection rule, or plain LoRA, with changes to `inject`; it brings its own lear
 `only: [method, …]` make one comparison of another.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from palora.errors import InputError
-from palora.recipe import EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings, describe, read_values
+from palora.recipe import (
+    ARM_NAME,
+    EvaluateSettings,
+    ExpertSettings,
+    InjectSettings,
+    ProtectSettings,
+    describe,
+    read_values,
+)
 from palora.rules import EXPERT_RULES, KEEP_RULES
+
+SCALE_RULES = EXPERT_RULES - KEEP_RULES  # those that look at an expert's scales and nothing else
+INPUT_RULES = KEEP_RULES - EXPERT_RULES
 
 
 class _Strict(BaseModel):
@@ -30,9 +42,9 @@ class Probe(_Strict):
     """What a method's rule looks at, where that is not the seed's expert and the skill that is kept."""
 
     skill: str | None = Field(None, description="another skill: its expert, or its inputs")
-    expert: dict[str, Any] = Field(default_factory=dict, description="changes to `expert`, for rules that look at one")
-    base: Literal["expert", "original"] = Field(
-        "expert", description="whose inputs: those of the original model are out of date once the expert is applied"
+    expert: dict[str, Any] = Field(default_factory=dict, description="changes to `expert`, for svf and svf_weighted")
+    base: Literal["expert", "original"] | None = Field(
+        None, description="whose inputs; by default those of the model that is taught, and others are out of date"
     )
 
 
@@ -57,12 +69,15 @@ class Method(_Strict):
             raise ValueError("scaled trains nothing, so it takes no other settings")
         if self.tuner != "lora" and self.rule != "none":
             raise ValueError(f"{self.tuner} cannot be put under a protection")
-        if self.shuffle and self.rule not in ("svf", "svf_weighted"):
+        if self.shuffle and self.rule not in SCALE_RULES:
             raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
-        if self.probe and (self.rule not in EXPERT_RULES | KEEP_RULES or self.shuffle):
-            raise ValueError("probe is for rules that look at an expert or at a skill, and not shuffled")
-        if self.probe and self.probe.expert and self.rule not in EXPERT_RULES:
-            raise ValueError(f"probe.expert: the rule {self.rule} looks at no expert")
+        if self.probe:
+            if self.shuffle or self.rule not in SCALE_RULES | INPUT_RULES:
+                raise ValueError("probe is for rules that look at scales, or at inputs and no expert; and not shuffled")
+            if self.probe.expert and self.rule in INPUT_RULES:
+                raise ValueError(f"probe.expert: the rule {self.rule} looks at no expert")
+            if self.probe.base and self.rule in SCALE_RULES:
+                raise ValueError(f"probe.base: the rule {self.rule} looks at no inputs")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
             raise ValueError(
                 "inject: learning rates are under learning_rates, and training stops at the last milestone"
@@ -109,11 +124,14 @@ class Comparison(_Strict):
     @classmethod
     def _select(cls, values: Any) -> Any:
         """`only: [names]` keeps these of the methods: for a recipe that extends another."""
-        if not isinstance(values, dict) or values.get("only") is None:
+        if not isinstance(values, dict) or "only" not in values:
             return values
         values = dict(values)
         names, methods = values.pop("only"), values.get("methods")
-        if not (isinstance(names, list) and names and isinstance(methods, dict)):
+        if names is None:
+            return values
+        listed = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        if not (listed and isinstance(methods, dict)):
             raise ValueError("only: a list of methods")
         if missing := [name for name in names if name not in methods]:
             raise ValueError(f"only: there is no method {missing[0]}; there are {', '.join(methods)}")
@@ -142,6 +160,8 @@ class Comparison(_Strict):
         if self.reference not in trained:
             raise ValueError(f"reference: {self.reference} is no trained method; there are {', '.join(trained)}")
         for name, method in self.methods.items():
+            if not re.fullmatch(ARM_NAME, name):
+                raise ValueError(f"methods: {name!r} is no name; use letters, digits, - and _")
             if method.scaled and not {method.scaled.of, method.scaled.to} <= set(trained):
                 raise ValueError(f"methods.{name}: scaled needs two trained methods; there are {', '.join(trained)}")
             if method.scaled and self.methods[method.scaled.of].tuner != "lora":
@@ -175,6 +195,12 @@ class Comparison(_Strict):
         probe = self.methods[method].probe or Probe()  # type: ignore[call-arg]
         settings = ExpertSettings.model_validate({**self.expert.model_dump(), **probe.expert})
         return probe.skill or self.keep_skills[0], settings
+
+    def base(self, method: str) -> Literal["expert", "original"]:
+        """The weights that a method is taught on."""
+        own = self.methods[method]
+        trained = own.scaled.of if own.scaled else method
+        return self.training(trained, self.methods[trained].learning_rates[0]).base
 
     def is_source(self, method: str) -> bool:
         """Whether another method scales this one's adapters, so that they must be stored."""

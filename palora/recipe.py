@@ -214,8 +214,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The plain values of a YAML recipe, with its overrides and the paths of its files resolved.
 
-    `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key,
-    everything else is replaced.
+    `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key
+    (`null` takes one back), everything else is replaced.
 
     Raises: InputError.
     """
@@ -250,6 +250,10 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             if isinstance(skill, str) and skill.endswith(".jsonl"):
                 _beside(values[key], index, path.parent)
+    methods = values.get("methods")
+    for method in methods.values() if isinstance(methods, dict) else ():
+        if isinstance(method, dict) and isinstance(probe := method.get("probe"), dict):
+            _beside(probe, "skill", path.parent)
     if (other := values.pop("extends", None)) is None:
         return values
     if not isinstance(other, str):

@@ -112,13 +112,13 @@ class Sources:
     def identity(self) -> Any:
         """What tells these sources from others: names, and the content of the files."""
         files = [identity(f) for f in (self.known_facts, self.text, self.prompts)]
-        return [_skill_identity(s) for s in self.skills], files
+        return [skill_identity(s) for s in self.skills], files
 
 
 def train_expert(base: Base, settings: ExpertSettings, out: Path, skill: str, seed: int = 0) -> None:
     """`palora expert`: a model and a skill -> `expert/`."""
     source = get_skill(skill)
-    inputs = _inputs("expert", identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed)
+    inputs = _inputs("expert", identity(base.model), base.dtype, base.targets, settings, skill_identity(skill), seed)
     if _done(out, EXPERT, inputs):
         return
     started = time.monotonic()
@@ -344,7 +344,7 @@ def evaluate_arms(
             identity(known_facts),
         ),
         *(
-            [_skill_identity(s) for s in skills],
+            [skill_identity(s) for s in skills],
             {name: identity(folder) for name, folder in adapters.items()},
         ),
     )
@@ -414,7 +414,7 @@ def spectrum(
     passages = read_lines(text) if text else []
     inputs = _inputs(
         "spectrum",
-        *(identity(base.model), base.dtype, base.targets, settings, _skill_identity(skill), seed),
+        *(identity(base.model), base.dtype, base.targets, settings, skill_identity(skill), seed),
         *(identity(expert), identity(adapter), identity(protected), identity(known_facts), identity(text)),
     )
     if _done(out, SPECTRUM, inputs):
@@ -522,7 +522,7 @@ def _inputs(*parts: Any) -> str:
     return sha256(repr(parts).encode())
 
 
-def _skill_identity(spec: str) -> Any:
+def skill_identity(spec: str) -> Any:
     """The spec and the content of the files it names: `file.jsonl#scorer` or `name:DIR`."""
     file, folder = Path(spec.partition("#")[0]), Path(spec.partition(":")[2])
     if spec.partition(":")[2] and folder.is_dir():

@@ -13,7 +13,7 @@ from palora import cells, compare
 from palora.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
 from palora.compare_report import choose_rates, front, summarise
 from palora.comparison import Comparison, load_comparison
-from palora.errors import InputError
+from palora.errors import DivergedError, InputError
 from palora.facts import write_facts
 from palora.files import load_tensors, read_json
 from palora.plots import Point
@@ -126,15 +126,18 @@ def test_a_training_that_is_scaled_now_is_done_when_its_adapters_are_there(finis
     assert key == training_key(alone, shared_inputs(alone), cell)
     assert cells.is_done(c, out, cell, key) and cells.is_done(alone, out, cell, key)
     (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / f"{key}.json").write_text("{}")
+    (tmp_path / "cells" / f"{key}.json").write_text('{"moments": {"0.25": {}, "0.5": {}}}')
+    (tmp_path / "adapters" / key / "0.25").mkdir(parents=True)
     assert cells.is_done(alone, tmp_path, cell, key) and not cells.is_done(c, tmp_path, cell, key)
+    (tmp_path / "adapters" / key / "0.5").mkdir()
+    assert cells.is_done(c, tmp_path, cell, key)
 
 
 def test_interrupted_in_a_training_it_ends_with_the_same_numbers(finished, values, monkeypatch, tmp_path):
     """Stopped right after the first milestone was measured: what was measured is kept, and not measured again."""
     whole, _ = finished
     (tmp_path / "out").mkdir()
-    for name in ("experts", "protections"):
+    for name in ("experts", "protections", "statistics"):
         (tmp_path / "out" / name).symlink_to(whole / name)
     c, cell = Comparison.model_validate(values), Cell("soft", 4, 0.03, 0)
     key = training_key(c, shared_inputs(c), cell)
@@ -327,16 +330,21 @@ def test_a_probe_is_looked_at_by_its_rule_alone(finished, values, tmp_path):
             "protect": svf,
             "probe": {"skill": "minmax", "expert": {"basis": "skill", "basis_examples": 8}},
         },
+        "same": {**rates, "protect": {"rule": "svf_weighted", "k": 2}},
         "other": {**rates, "protect": soft, "probe": {"skill": "minmax"}},
         "soft": {**rates, "protect": soft},
         "old": {**rates, "protect": soft, "probe": {"base": "original"}},
     }
+    methods["same"]["probe"] = methods["own"]["probe"]
     c = Comparison.model_validate(values | {"methods": methods})
     cells.prepare_expert(c, tmp_path, 0)
+    cells.prepare_probe(c, tmp_path, "own", 0)
     for method in ("own", "other", "soft", "old"):
         cells.prepare_protection(c, tmp_path, method, 0)
     own, other = (read_json(tmp_path / "protections" / f"{m}-0" / "protection.json") for m in ("own", "other"))
-    assert own["expert"] == "minmax" and Expert.load(tmp_path / "experts" / "own-0").basis
+    probe = cells.probe_folder(c, tmp_path, "own", 0)
+    assert own["expert"] == "minmax" and Expert.load(probe).basis
+    assert cells.probe_folder(c, tmp_path, "same", 0) == probe, "trained once for all who look at it"
     assert other["expert"] == "chain" and other["keep"]["skills"] == ["minmax"]
     assert not Expert.load(tmp_path / "experts" / "seed-0").basis, "the expert that the facts are taught on"
     soft, old = (load_tensors(tmp_path / "protections" / f"{m}-0" / "subspaces.safetensors") for m in ("soft", "old"))
@@ -346,15 +354,33 @@ def test_a_probe_is_looked_at_by_its_rule_alone(finished, values, tmp_path):
     assert training_key(c, shared, Cell("own", 4, 0.03, 0)) != training_key(c, shared, Cell("svf", 4, 0.03, 0))
 
 
-def test_a_method_may_teach_the_original_model(finished, values):
+def test_a_method_may_teach_the_original_model(finished, values, tmp_path):
     out, _ = finished
+    original = {"learning_rates": [0.03], "inject": {"base": "original", "drift": 4.0, "keep": {"skills": 1}}}
+    own = Comparison.model_validate(values | {"methods": {"lora": {"learning_rates": [0.03]}, "original": original}})
+    assert (own.base("lora"), own.base("original")) == ("expert", "original")
+    started = []
+
+    def inject(model, *arguments, **given):
+        started.append((model, given["statistics"]))
+        raise DivergedError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "inject", inject)
+        cells.prepare_expert(own, tmp_path, 0)
+        for base in ("expert", "original"):
+            cells.prepare_statistics(own, tmp_path, base, 0)
+        for method in ("lora", "original"):
+            run_training(own, tmp_path, method, Cell(method, 4, 0.03, 0))
+    (expert, seen), (pristine, seen_by_original) = started
+    *_, name = cells.Bench(own, tmp_path, 0).weights  # the inputs of the first layer are the same
+    moved = [not torch.equal(p, q) for p, q in zip(expert.parameters(), pristine.parameters(), strict=True)]
+    assert any(moved), "the one is taught on the expert, the other is not"
+    assert not torch.equal(seen["skills"][name].factor, seen_by_original["skills"][name].factor)
     c = Comparison.model_validate(values)
     original, expert = (cells.Bench(c, out, 0, 4, base).weights for base in ("original", "expert"))
-    moved = Expert.load(out / "experts" / "seed-0")
-    for name, z in moved.scales.items():
+    for name, z in Expert.load(out / "experts" / "seed-0").scales.items():
         assert torch.equal(original[name], expert[name]) == bool((z == 1).all())
-    pristine = cells.Bench(c, out, 0).weights
-    assert all(torch.equal(pristine[name], W) for name, W in original.items())
 
 
 def test_the_pages(finished):
@@ -382,11 +408,25 @@ def test_the_pages(finished):
         ({"loads": [4, 4]}, "each once"),
         ({"only": ["none"]}, "only: there is no method none; there are lora"),
         ({"only": "lora"}, "only: a list"),
+        ({"only": [["lora"]]}, "only: a list"),
         ({"methods": {"lora": {}}}, "methods.lora: give learning_rates"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"learning_rate": 1}}}}, "under learning_rates"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "inject": {"rank": 1}}}}, "no such key"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "shuffle": True}}}, "svf"),
         ({"methods": {"lora": {"learning_rates": [1e-3], "probe": {"skill": "minmax"}}}}, "probe is for rules"),
+        (
+            {"methods": {"lora": {"learning_rates": [1], "protect": {"rule": "svf_covariance"}, "probe": {}}}},
+            "probe is for rules",
+        ),
+        (
+            {"methods": {"lora": {"learning_rates": [1], "protect": {"rule": "svf"}, "probe": {"base": "original"}}}},
+            "looks at no inputs",
+        ),
+        (
+            {"methods": {"lora": {"learning_rates": [1], "probe": {"expert": {"seed": 1}}, "protect": {}}}},
+            "looks at no expert",
+        ),
+        ({"methods": {"lora": {"learning_rates": [1]}, "a/b": {"learning_rates": [1]}}}, "'a/b' is no name"),
         (
             {
                 "methods": {
@@ -414,6 +454,10 @@ def test_wrong_files_are_told_before_any_work(values, tmp_path):
     with pytest.raises(InputError, match="a kept fact proves nothing"):
         both = values | {"kept_facts": values["known_facts"]}
         compare.compare(Comparison.model_validate(both), tmp_path / "out")
+    soft = {"learning_rates": [1], "protect": {"rule": "covariance", "strength": 1}, "probe": {"skill": "nothing"}}
+    with pytest.raises(InputError, match="nothing"):
+        methods = values["methods"] | {"soft": soft}
+        compare.compare(Comparison.model_validate(values | {"methods": methods}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
