@@ -56,23 +56,21 @@ def _methods(found: Mapping[str, Any], load: str, only: Sequence[str] | None) ->
 
 
 def _paired(found: Mapping[str, Any], load: str) -> list[str]:
-    rows: dict[str, list[str]] = {}
     tested = families(found["paired"][load]["0.95"])
-    for _, tests in tested:
-        for name, *rest in test_rows(tests):
-            rows.setdefault(f"`{name}`", []).extend(rest[:2])
+    columns = [{name: (difference, p) for name, difference, p, _ in test_rows(tests)} for _, tests in tested]
+    names = dict.fromkeys(name for column in columns for name in column)
     heads = [cell for what, _ in tested for cell in (what, "p (t, Holm)")]
-    return table(["method", *heads], [(name, *cells) for name, cells in rows.items()])
+    rows = [(f"`{name}`", *(cell for column in columns for cell in column.get(name, ("–", "–")))) for name in names]
+    return table(["method", *heads], rows)
 
 
 def _predictors(found: Mapping[str, Any]) -> list[str]:
+    told = {"spearman": "the skill kept", "known_facts": "the known facts left", "epochs": "the epochs it took"}
     rows = [
-        (name, *("–" if p[key] is None else f"{p[key]:+.2f}" for key in ("spearman", "known_facts", "epochs")))
+        (name, *("–" if p[key] is None else f"{p[key]:+.2f}" for key in told), str(p["n"]))
         for name, p in found["predictors"].items()
     ]
-    n = max(p["n"] for p in found["predictors"].values())
-    heads = [f"over {n} trainings", "with the skill kept", "with the known facts left", "with the epochs it took"]
-    return table(heads, rows)
+    return table(["rank correlation of", *(f"with {what}" for what in told.values()), "trainings"], rows)
 
 
 def _short(estimate: Mapping[str, Any] | None) -> str:
@@ -86,8 +84,9 @@ def _number(estimate: Mapping[str, Any] | None) -> str:
 
 def main() -> None:
     """Rewrite the page and its pictures."""
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    for name, load in sorted(set(re.findall(r"images/kept-(\w[\w-]*)-(\d+)\.png", PAGE.read_text(encoding="utf-8")))):
+    page = written(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(page, encoding="utf-8")
+    for name, load in sorted(set(re.findall(r"images/kept-(\w[\w-]*)-(\d+)\.png", page))):
         found = result(name)
         picture = draw_kept(found, load, kept_points(found, load))
         (PAGE.parent / "images" / f"kept-{name}-{load}.png").write_bytes(to_png(picture))

@@ -37,12 +37,18 @@ Prompts = Annotated[
     str | None, typer.Option("--prompts", help="Prompts, one a line: what the model answers to them is to be kept.")
 ]
 KeepSkills = Annotated[float, typer.Option(help="Weight of the skills in what is kept.")]
-KeepKnownFacts = Annotated[float | None, typer.Option(help="Weight of the known facts.")]
-KeepText = Annotated[float | None, typer.Option(help="Weight of the text.")]
-KeepPrompts = Annotated[float | None, typer.Option(help="Weight of the prompts.")]
-Examples = Annotated[int, typer.Option(min=1, help="Examples taken of each thing to keep.")]
+KeepKnownFacts = Annotated[
+    float | None, typer.Option(help="Weight of the known facts. Default: 1; for protect with a --skill 0.")
+]
+KeepText = Annotated[float | None, typer.Option(help="Weight of the text. Default: as of the known facts.")]
+KeepPrompts = Annotated[float | None, typer.Option(help="Weight of the prompts. Default: as of the known facts.")]
+Examples = Annotated[int, typer.Option("--examples", min=1, help="Examples taken of each thing to keep.")]
 Answers = Annotated[
-    str, typer.Option(help="To the problems of a --skill: gold solutions, the model's right answers, or all its own.")
+    str,
+    typer.Option(
+        "--answers",
+        help="To a --skill's problems: gold (solutions), right (the model's own right answers) or own (all of them).",
+    ),
 ]
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
@@ -108,8 +114,11 @@ def expert(
     out: Out,
     objective: Annotated[str, typer.Option(help="reward (REINFORCE) or next_token (cheap).")] = "reward",
     parametrisation: Annotated[str, typer.Option(help="Of the scales: sigmoid or linear.")] = "sigmoid",
-    basis: Annotated[str, typer.Option(help="Whose components are scaled: weights or skill.")] = "weights",
-    basis_examples: Annotated[int, typer.Option(help="Examples that the skill's basis is made of.")] = 512,
+    basis: Annotated[
+        str,
+        typer.Option(help="What is scaled: weights (W's components), skill (in the basis of its inputs)."),
+    ] = "weights",
+    basis_examples: Annotated[int, typer.Option(help="Problems that --basis skill is made of.")] = 512,
     iterations: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Problems a step.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
@@ -172,9 +181,12 @@ def protect(
     prompts: Prompts = None,
     facts: Facts = None,
     k: Annotated[int | None, typer.Option("--k", help="Protected directions a matrix.")] = None,
-    fraction: Annotated[float | None, typer.Option("--fraction", help="… as a fraction of the rank.")] = None,
-    share: Annotated[float | None, typer.Option("--share", help="… as a share of importance or input energy.")] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rule covariance.")] = None,
+    fraction: Annotated[float | None, typer.Option("--fraction", help="Protected fraction of the rank.")] = None,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help="Protected share of importance or input energy."),
+    ] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rules; covariance: 10.")] = None,
     sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
     keep_skills: KeepSkills = 1.0,
     keep_known_facts: KeepKnownFacts = None,
@@ -254,10 +266,11 @@ def inject(
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     bf16: Annotated[bool, typer.Option(help="bfloat16 autocast while training.")] = False,
     teach: Annotated[
-        str | None, typer.Option("--teach", help="Endings of those of the targeted matrices that are taught. All.")
+        str | None, typer.Option("--teach", help="Endings of the targeted matrices that are taught. Default: all.")
     ] = None,
     drift: Annotated[
-        float, typer.Option(help="Weight of drift² on what is kept, beside the facts' summed loss.")
+        float,
+        typer.Option(help="Weight of drift² on what --protection saw, beside the facts' summed loss. Try 20000."),
     ] = 0.0,
     replay: Annotated[float, typer.Option(help="Weight of the loss on rows of what is kept.")] = 0.0,
     distil: Annotated[float, typer.Option(help="Weight of KL(start || now) on rows of what is kept.")] = 0.0,
@@ -368,7 +381,8 @@ def compare(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Cells at work at once, one thread each.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train and measure methods side by side at matched recall. Run it again and it continues."""
+    """Train and measure methods side by side at matched recall, each with learning rates of its own, over seeds. Writes
+    compare.json, compare.md and compare.html. Run it again and it continues; only=[a,b] runs some of the methods."""
     from palora.comparison import load_comparison
 
     loaded = load_comparison(file, overrides)
@@ -492,7 +506,13 @@ def _settings(kind: Callable[..., Any], **values: Any) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError(describe(error, lambda key: "--" + key.replace("_", "-").replace(".", "-"))) from None
+        raise InputError(describe(error, _option)) from None
+
+
+def _option(key: str) -> str:
+    """The option that a setting comes from: keep.known_facts -> --keep-known-facts."""
+    key = key if key not in ("keep.examples", "keep.answers") else key.removeprefix("keep.")
+    return "--" + key.replace("_", "-").replace(".", "-")
 
 
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool) -> None:

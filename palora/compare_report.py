@@ -129,7 +129,8 @@ def predictors(runs: Sequence[Run], milestone: str, skill: str) -> dict[str, Any
         return significance.rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
 
     return {
-        name: {**{of: correlation(xs, ys) for of, ys in told.items()}, "n": len(passed)} for name, xs in tell.items()
+        name: {**{of: correlation(xs, ys) for of, ys in told.items()}, "n": sum(x is not None for x in xs)}
+        for name, xs in tell.items()
     }
 
 

@@ -41,6 +41,10 @@ class Decomposition:
         """r = min(m, n), the number of components."""
         return self.s.numel()
 
+    def to(self, device: torch.device | str) -> "Decomposition":
+        """The same on another device."""
+        return Decomposition(*(None if t is None else t.to(device) for t in vars(self).values()))  # type: ignore[arg-type]
+
     def input_basis(self, indices: Tensor) -> Tensor:
         """Orthonormal columns (n, k) that span the inputs of some components: what must be kept out of an update so
         that W does the same with them."""

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from palora.decomposition import Decomposition, decompose_on, decompose_targets
 from palora.errors import InputError, PaloraError
-from palora.files import load_tensors, save_tensors, sha256
+from palora.files import check_tensors, load_tensors, save_tensors, sha256
 from palora.generation import end_tokens, generate_ids
 from palora.keep import skill_examples
 from palora.metrics import MetricsLog
@@ -36,7 +36,7 @@ from palora.recipe import ExpertSettings
 from palora.scoring import Answer, share_correct, solve
 from palora.skills import Problem, Skill
 from palora.statistics import collect, groups, mix
-from palora.svf import SVF, Expert, svf_layers
+from palora.svf import SVF, Expert, load_basis, save_basis, svf_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,9 +80,9 @@ def train_expert(
     if settings.objective == "next_token" and any(p.solution is None for p in train):
         raise InputError(f"the skill {skill.name} has problems without a solution; use the objective reward")
     modules = find_targets(model, targets)
-    decompositions = _components(model, tokenizer, skill, modules, settings)
     prints = fingerprints(modules, model)
     identity = sha256(repr((settings, prints, str(model.dtype), skill.name, train, validation, seed)).encode())
+    decompositions = _components(model, tokenizer, skill, modules, settings, work / "basis.safetensors", identity)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -140,17 +140,24 @@ def _components(
     skill: Skill,
     modules: dict[str, nn.Module],
     settings: ExpertSettings,
+    file: Path,
+    identity: str,
 ) -> dict[str, Decomposition]:
-    """What is scaled: the components of the weights, or of the weights in the basis of the skill's inputs."""
+    """What is scaled: the components of the weights, or of the weights in the basis of the skill's inputs. That basis
+    is made once, and kept in `file`: made again it could differ by a rotation, and the scales with it."""
     if settings.basis == "weights":
         with progress_bar("Decomposing", len(modules)) as advance:
             return decompose_targets(modules, advance)
+    if file.exists() and check_tensors(file).get("identity") == identity:
+        basis = load_basis(file)
+        return {name: basis[name].to(weight(module).device) for name, module in modules.items()}
     examples = skill_examples(model, tokenizer, skill, settings.basis_examples)
     found: dict[str, Decomposition] = {}
     for group in groups(modules):
         with progress_bar(f"Statistics of {skill.name}", len(examples)) as advance:
             statistics = mix([(1.0, collect(model, group, examples, progress=advance))])
         found |= {name: decompose_on(weight(group[name]), inputs) for name, inputs in statistics.items()}
+    save_basis(file, found, {"identity": identity})
     return found
 
 
@@ -264,10 +271,7 @@ def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.op
     """Continue from a checkpoint of this very training, if there is one."""
     if not path.exists():
         return None
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    metadata = check_tensors(path)
     if metadata.get("identity") != identity:
         return None
     tensors = load_tensors(path)

@@ -26,7 +26,7 @@ from palora.files import (
     write_json,
 )
 from palora.model_card import model_card
-from palora.models import check_dtype, find_targets, known_targets, load_model, weight
+from palora.models import check_dtype, find_targets, known_targets, load_model, target_endings, weight
 from palora.progress import progress_bar
 from palora.stages import check_expert
 from palora.statistics import from_tensors
@@ -173,10 +173,11 @@ def _combine(
     k: int | None,
 ) -> dict[str, Any]:
     """ΔW = U_K diag(s (z − 1)) V_Kᵀ + (α / r) B A with K the k components where s·abs(z − 1) is largest: by Eckart and
-    Young the best rank-k approximation of the expert's change (of an expert with a basis of its own: not the best)."""
+    Young the best rank-k approximation of the expert's change (of an expert with a basis of its own: not the best). A
+    matrix that was not taught (`inject.targets`) has the expert's part alone."""
     if expert is None:
         raise InputError("this adapter is on the original model already: there is no expert to combine it with")
-    targets = find_targets(model, list(adapter.A))
+    targets = find_targets(model, list(expert.scales))
     decompositions = expert.decompositions(targets)
     statistics_file = protection / STATISTICS if protection else None
     kinds = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
@@ -192,16 +193,18 @@ def _combine(
         kept = (d.s * (z - 1)).abs().argsort(descending=True)[:k]
         change = expert_delta(d, z)
         lost = change - (d.U[:, kept] * (d.s * (z - 1))[kept]) @ d.Vh[kept]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([d.Vh[kept], adapter.A[name].float()])
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat(
-            [d.U[:, kept] * (d.s * (z - 1))[kept], adapter.scaling[name] * adapter.B[name].float()], dim=1
-        )
+        A, B = d.Vh.new_zeros(rank, d.Vh.shape[1]), d.U.new_zeros(d.U.shape[0], rank)
+        if name in adapter.A:
+            A, B = adapter.A[name].float(), adapter.scaling[name] * adapter.B[name].float()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([d.Vh[kept], A])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([d.U[:, kept] * (d.s * (z - 1))[kept], B], dim=1)
         layers[name] = {
             "lost": float(lost.norm() / change.norm().clamp_min(1e-30)),
             "drift": known[name].drift(lost, weight(module)) if name in known else None,
         }
     config = {**adapter.config, "r": rank + k, "lora_alpha": rank + k, "use_rslora": False}
     config |= {"base_model_name_or_path": record["model"], "rank_pattern": {}, "alpha_pattern": {}}
+    config |= {"target_modules": target_endings(model, list(targets))}
     drifts = [layer["drift"] for layer in layers.values() if layer["drift"] is not None]
     result = {
         "kind": "combined",

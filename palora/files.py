@@ -113,13 +113,16 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
     return load_file(path)
 
 
-def check_tensors(path: Path) -> None:
-    """Raise InputError if a safetensors file is missing or cut short. Only its header is read."""
+def check_tensors(path: Path) -> dict[str, str]:
+    """Raise InputError if a safetensors file is missing or cut short. Only its header is read.
+
+    Returns: the metadata that it was saved with.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except SafetensorError as error:

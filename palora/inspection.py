@@ -6,6 +6,7 @@ from typing import Any
 from palora.errors import InputError
 from palora.files import check_tensors, read_json
 from palora.subspace import MARKER as PROTECTION
+from palora.svf import BASIS
 from palora.svf import MARKER as EXPERT
 from palora.updates import MARKER as ADAPTER
 from palora.updates import Adapter
@@ -45,6 +46,8 @@ def _run(folder: Path) -> dict[str, Any]:
 def _expert(folder: Path) -> dict[str, Any]:
     record = read_json(folder / EXPERT, "fingerprints")
     check_tensors(folder / "scales.safetensors")
+    if record.get("basis") == "skill":
+        check_tensors(folder / BASIS)
     keys = ("kind", "model", "skill", "objective", "basis", "parametrisation", "parameters", "validation_accuracy")
     return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
 

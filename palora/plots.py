@@ -643,8 +643,7 @@ def frontier(
             markeredgecolor=_colour("page"),
         )
     axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel)
-    lowest = min((y for points in lines.values() for _, y, _ in points), default=0.0)
-    axes.set_ylim(max(0.0, lowest - 0.1), max(1.08, axes.get_ylim()[1]))
+    axes.set_ylim(max(0.0, axes.get_ylim()[0]), max(1.08, axes.get_ylim()[1]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.tick_params(length=0)
@@ -658,7 +657,7 @@ def kept(points: Sequence[Point], styles: Mapping[str, ArmStyle], *, xlabel: str
     figure, (axes,) = _figure(2 * WIDE, 520)
     low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
     top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
-    left = min([0.5, *(p.recall - 0.1 for p in points)])
+    left = min([0.5, *((p.recall_ci or (p.recall, 0))[0] - 0.05 for p in points)])
     axes.set(xlim=(max(-0.03, left), 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
     _draw_points(axes, points, styles, (0.9, 0.95))
     return figure

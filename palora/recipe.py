@@ -109,7 +109,8 @@ class InjectSettings(_Settings):
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
     keep: KeepSettings = Field(
         default_factory=lambda: KeepSettings(known_facts=1.0, text=1.0, prompts=1.0),  # type: ignore[call-arg]
-        description="weights of what is kept by drift, replay and distil",
+        description="weights of what is kept by drift, replay and distil; examples and answers are of the last two "
+        "(drift looks at the statistics of the protection)",
     )
     drift: float = Field(
         0.0,

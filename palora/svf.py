@@ -47,6 +47,22 @@ def expert_delta(d: Decomposition, z: Tensor) -> Tensor:
     return (d.U * (d.s * (z - 1))) @ d.Vh
 
 
+def save_basis(path: Path, basis: dict[str, Decomposition], metadata: dict[str, str] | None = None) -> None:
+    """Write the components of every matrix."""
+    parts = {f"{name}.{part}": tensor for name, d in basis.items() for part, tensor in vars(d).items()}
+    save_tensors(path, parts, metadata)
+
+
+def load_basis(path: Path) -> dict[str, Decomposition]:
+    """What `save_basis` wrote. Raises InputError where it is missing or damaged."""
+    stored, parts = load_tensors(path), ("U", "s", "Vh", "Y")
+    names = dict.fromkeys(key.rpartition(".")[0] for key in stored)
+    try:
+        return {name: Decomposition(*(stored[f"{name}.{part}"] for part in parts)) for name in names}
+    except KeyError as error:
+        raise InputError(f"{path}: it has no {error}; train the expert again") from None
+
+
 class SVF(nn.Module):
     """A parametrisation (`torch.nn.utils.parametrize`) of the weight of a linear module: W -> W(z)."""
 
@@ -113,8 +129,7 @@ class Expert:
             if self.singular_values:
                 save_tensors(staging / "singular_values.safetensors", self.singular_values)
             if self.basis:
-                parts = {f"{name}.{key}": t for name, d in self.basis.items() for key, t in vars(d).items()}
-                save_tensors(staging / BASIS, parts)
+                save_basis(staging / BASIS, self.basis)
             write_json(staging / MARKER, self.record)
 
     @classmethod
@@ -127,11 +142,9 @@ class Expert:
         scales = load_tensors(folder / "scales.safetensors")
         if set(scales) != set(record["fingerprints"]) - {REST}:
             raise InputError(f"{folder}: scales.safetensors and {MARKER} name different matrices; train it again")
-        basis = {}
-        if (folder / BASIS).exists():
-            stored = load_tensors(folder / BASIS)
-            parts = ("U", "s", "Vh", "Y")
-            basis = {name: Decomposition(*(stored[f"{name}.{part}"] for part in parts)) for name in scales}
+        basis = load_basis(folder / BASIS) if record.get("basis") == "skill" else {}
+        if basis and {name: z.shape for name, z in scales.items()} != {name: d.s.shape for name, d in basis.items()}:
+            raise InputError(f"{folder}: scales.safetensors and {BASIS} do not go together; train it again")
         return cls(scales, record, basis=basis)
 
     def decompositions(
@@ -140,10 +153,7 @@ class Expert:
         """The components that the scales belong to: those of the targeted matrices, or the expert's own basis."""
         if not self.basis:
             return decompose_targets(targets, progress)
-        return {
-            name: Decomposition(*(t.to(weight(module).device) for t in vars(self.basis[name]).values()))
-            for name, module in targets.items()
-        }
+        return {name: self.basis[name].to(weight(module).device) for name, module in targets.items()}
 
     def targets(self, model: nn.Module, name: str, targets: list[str] | None = None) -> dict[str, nn.Module]:
         """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same, and

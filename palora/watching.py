@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from transformers import TrainerCallback
 
 from palora.errors import DivergedError
 from palora.facts import Fact
-from palora.files import load_tensors, save_tensors
+from palora.files import check_tensors, load_tensors, save_tensors
 from palora.lora import load_trained_parameters, trained_parameters
 from palora.metrics import MetricsLog, read_metrics
 from palora.recipe import InjectSettings
@@ -147,8 +146,7 @@ class Allowance:
             return record
         if self.file.exists():
             load_trained_parameters(model, load_tensors(self.file))
-            with safe_open(self.file, framework="pt") as file:
-                stored = file.metadata()
+            stored = check_tensors(self.file)
             return record | {"restored": {"epoch": int(stored["epoch"]), "recall": float(stored["recall"])}}
         # Nothing within: the model as it was.
         empty = {n: torch.zeros_like(p) for n, p in trained_parameters(model).items() if "lora_B" in n}

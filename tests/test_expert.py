@@ -95,6 +95,10 @@ def test_an_expert_in_the_basis_of_the_skill_s_inputs(tokenizer, tmp_path):
     expert.save(tmp_path / "expert")
     loaded = Expert.load(tmp_path / "expert")
     assert loaded.record["basis"] == "skill"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palora.expert.decompose_on", None)  # a basis is made once: continued, it is read
+        again = run(tokenizer, tmp_path / "work", model, objective="next_token", basis="skill", basis_examples=20)
+    assert all(torch.equal(z, again.scales[name]) for name, z in expert.scales.items())
     loaded.apply(model)
     for name, module in find_targets(model).items():
         d, z = expert.basis[name], expert.scales[name]
