@@ -378,7 +378,7 @@ def test_a_moved_expert_is_asked_for(refused, stage, made, tmp_path):
     ("settings", "said"),
     [
         ("--rule svf --k 4", "the rule svf needs an expert: give --expert, or choose"),
-        ("--rule covariance", "the rule covariance needs something to keep: give --skill, --known-facts, --text or --prompts"),
+        ("--rule covariance", "needs something to keep: give --skill, --known-facts, --text or --prompts"),
         ("--rule activation --k 4", "the rule activation needs something to keep"),
         ("--rule sigma --k 33", "model.layers.0.mlp.gate_proj: k = 33 is larger than the rank 32; choose at most 32"),
         ("--rule activation --k 33 --skill chain", "k = 33 is larger than the rank 32"),

@@ -23,6 +23,7 @@ from palora.spectrum import Band, SpectrumSettings
 from palora.spectrum_plots import rank_correlation
 from palora.statistics import collect
 from palora.subspace import ProtectedSubspace
+from palora.svf import Expert
 
 RNG = np.random.default_rng(0)
 EXAMPLES = [Example([5, 6, 7], [8]), Example([9, 10], [11, 12, 13, 14]), Example([20], [21, 22]), Example([3], [4])]
@@ -377,3 +378,10 @@ def test_a_strangers_folder_is_left_alone(made, tmp_path):
     before = tree(tmp_path)
     result = palora("spectrum", "--model", made.model, "--skill", "chain", *FAST, "--out", tmp_path)
     assert result.code == 2 and "no spectrum.json" in result.err and tree(tmp_path) == before
+
+
+def test_scales_of_another_basis_are_not_shown_along_the_spectrum(model, tokenizer):
+    d = decompose(torch.randn(4, 4))
+    expert = Expert({"a": torch.ones(4)}, {"fingerprints": {}}, basis={"a": d})
+    with pytest.raises(InputError, match="basis weights"):
+        spectrum.measure_spectrum(model, tokenizer, get_skill("chain"), expert=expert)
