@@ -17,6 +17,7 @@ from palora.plots import to_png
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
+PICTURE = re.compile(r"images/kept-(\w[\w-]*)-(\d+)\.png")
 MARKED = re.compile(r"<!-- (?!end)(?P<what>[^>]+?) -->\n.*?<!-- end -->", re.S)
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     """Rewrite the page and its pictures."""
     page = written(PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(page, encoding="utf-8")
-    for name, load in sorted(set(re.findall(r"images/kept-(\w[\w-]*)-(\d+)\.png", page))):
+    for name, load in sorted(set(PICTURE.findall(page))):
         found = result(name)
         picture = draw_kept(found, load, kept_points(found, load))
         (PAGE.parent / "images" / f"kept-{name}-{load}.png").write_bytes(to_png(picture))

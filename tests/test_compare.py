@@ -497,3 +497,14 @@ def test_only_some_methods_of_another_comparison(values, tmp_path):
     c = load_comparison(tmp_path / "some.yaml")
     assert list(c.methods) == ["soft", "lora"] and c.methods["lora"].learning_rates == [1]
     assert c.methods["soft"] == Comparison.model_validate(values).methods["soft"]
+
+
+def test_the_evidence_is_what_the_results_say():
+    """Every table of the page is written from the committed results: `python benchmarks/tables.py`."""
+    root = Path(__file__).parents[1]
+    tables = runpy.run_path(str(root / "benchmarks" / "tables.py"))
+    page = (root / "docs" / "evidence.md").read_text()
+    assert page.count("<!-- end -->") == len(tables["MARKED"].findall(page)) >= 8
+    assert tables["written"](page) == page
+    for picture in tables["PICTURE"].findall(page):
+        assert (root / "docs" / "images" / "kept-{}-{}.png".format(*picture)).exists()
