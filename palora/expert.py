@@ -35,7 +35,7 @@ from palora.prompts import Example, encode_example, encode_prompt, pad
 from palora.recipe import ExpertSettings
 from palora.scoring import Answer, share_correct, solve
 from palora.skills import Problem, Skill
-from palora.statistics import collect, groups, mix
+from palora.statistics import input_statistics
 from palora.svf import SVF, Expert, load_basis, save_basis, svf_layers
 
 if TYPE_CHECKING:
@@ -152,11 +152,8 @@ def _components(
         basis = load_basis(file)
         return {name: basis[name].to(weight(module).device) for name, module in modules.items()}
     examples = skill_examples(model, tokenizer, skill, settings.basis_examples)
-    found: dict[str, Decomposition] = {}
-    for group in groups(modules):
-        with progress_bar(f"Statistics of {skill.name}", len(examples)) as advance:
-            statistics = mix([(1.0, collect(model, group, examples, progress=advance))])
-        found |= {name: decompose_on(weight(group[name]), inputs) for name, inputs in statistics.items()}
+    statistics = input_statistics(model, modules, examples, skill.name)
+    found = {name: decompose_on(weight(modules[name]), inputs) for name, inputs in statistics.items()}
     save_basis(file, found, {"identity": identity})
     return found
 

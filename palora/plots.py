@@ -96,12 +96,12 @@ def _colour(name: str) -> str:
     return PALETTE[name][0]
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """A figure of `width` x `height` pixels with one row of axes."""
+def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """A figure of `width` x `height` pixels and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, figure.subplots()
 
 
 # --- arms: one colour and one marker each, the same in every picture ------------------------------
@@ -169,7 +169,7 @@ def tradeoff(
     """
     from matplotlib.ticker import MultipleLocator
 
-    figure, (axes,) = _figure(WIDE, 380)
+    figure, axes = _figure(WIDE, 380)
     top = max([1.12, *((point.kept_ci or (0, point.kept))[1] + 0.09 for point in points)])
     right = 1.24  # beyond 100% is room for the labels of the arms, most of which crowd there
     axes.set(xlim=(-0.06, right), ylim=(-0.05, top), xlabel="facts learned (recall)")
@@ -310,7 +310,7 @@ def curves(
     """One line per arm, (x, y). Of a long one the running mean is drawn, over the values themselves, faint."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, (axes,) = _figure(width, 0.66 * width)
+    figure, axes = _figure(width, 0.66 * width)
     for arm, (xs, ys) in series.items():
         style = styles[arm]
         look: dict[str, Any] = {
@@ -438,7 +438,7 @@ def per_layer(
     width: int = NARROW,
 ) -> "Figure":
     """A value per matrix and arm: x is the layer, once per kind of matrix. On a log axis 0 sits at 1e-9."""
-    figure, (axes,) = _figure(width, 0.66 * width)
+    figure, axes = _figure(width, 0.66 * width)
     placed = _band_axis(axes, dict.fromkeys(name for values in series.values() for name in values))
     count = sum(len(members) for members in placed.values())
     for arm, values in series.items():
@@ -467,7 +467,7 @@ def coverage(modules: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -
     """Energy covered: bars per matrix, one for each of `kinds` ("skill" full, "facts" open, others grey)."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = _figure(WIDE, 290)
+    figure, axes = _figure(WIDE, 290)
     placed = _band_axis(axes, modules)
     width = 0.84 / len(kinds)
     for index, kind in enumerate(kinds):
@@ -508,7 +508,7 @@ def spectrum(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = _figure(NARROW, 210)
+    figure, axes = _figure(NARROW, 210)
     rank = len(values)
     marked = np.zeros(rank, dtype=bool)
     marked[np.asarray([index for index in protected if 0 <= index < rank], dtype=int)] = True
@@ -563,7 +563,7 @@ def protected_weights(scores: Mapping[str, np.ndarray]) -> "Figure":
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, (axes,) = _figure(NARROW, 250)
+    figure, axes = _figure(NARROW, 250)
     names = by_depth(scores)
     for index, name in enumerate(names):
         depth = index / max(1, len(names) - 1)
@@ -593,7 +593,7 @@ def protected_energy(eigenvalues: Mapping[str, np.ndarray], counts: Mapping[str,
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, (axes,) = _figure(NARROW, 250)
+    figure, axes = _figure(NARROW, 250)
     for name in by_depth(eigenvalues):
         share = np.concatenate([[0.0], np.cumsum(eigenvalues[name])])
         share /= share[-1] or 1.0
@@ -623,7 +623,7 @@ def frontier(
     for each milestone that it reached. Upwards and to the right is better."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = _figure(WIDE, 320)
+    figure, axes = _figure(WIDE, 320)
     axes.axhline(1, color=_colour("muted"), lw=1, ls=(0, (4, 3)), zorder=0.8)
     for method, points in lines.items():
         if not points:
@@ -654,7 +654,7 @@ def frontier(
 def kept(points: Sequence[Point], styles: Mapping[str, ArmStyle], *, xlabel: str, ylabel: str) -> "Figure":
     """Two things kept against each other, a labelled point a method (`Point.recall` is x). The corner where at least
     95% of the one and 90% of the other are kept is shaded."""
-    figure, (axes,) = _figure(2 * WIDE, 520)
+    figure, axes = _figure(2 * WIDE, 520)
     low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
     top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
     left = min([0.5, *((p.recall_ci or (p.recall, 0))[0] - 0.05 for p in points)])
@@ -670,7 +670,7 @@ def clouds(
     """A point (x, share kept) per run, in the colour and marker of its method."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = _figure(WIDE, 320)
+    figure, axes = _figure(WIDE, 320)
     for method, pairs in points.items():
         style = styles[method]
         xs, ys = zip(*pairs, strict=True)

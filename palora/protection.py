@@ -22,7 +22,7 @@ from palora.models import find_targets, fingerprints, target_endings, weight
 from palora.progress import progress_bar
 from palora.prompts import encode_example
 from palora.rules import EXPERT_RULES, KEEP_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
-from palora.statistics import Covariances, InputStatistics, collect, groups, mix, to_tensors
+from palora.statistics import Covariances, InputStatistics, collect, groups, input_statistics, mix, to_tensors
 from palora.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.svf import Expert
 
@@ -185,11 +185,7 @@ def _fact_statistics(
         return {}
     limit = keep.examples if keep else Keep().examples
     examples = [encode_example(tokenizer, f.question, f.answer) for f in facts[:limit]]
-    found: dict[str, InputStatistics] = {}
-    for group in groups(modules):
-        with progress_bar("Statistics of the facts", len(examples)) as advance:
-            found |= mix([(1.0, collect(model, group, examples, progress=advance))])
-    return found
+    return input_statistics(model, modules, examples, "the facts")
 
 
 def _movement(d: Decomposition, z: Tensor) -> float:

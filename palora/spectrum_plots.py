@@ -66,7 +66,7 @@ def by_width(result: Row, measure: str, ylabel: str) -> "Figure":
     """How much is left (y) when a band of some width (x) is gone from every matrix; a line per kind of band."""
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-    figure, (axes,) = plots._figure(plots.WIDE, 270)
+    figure, axes = plots._figure(plots.WIDE, 270)
     for kind, style in STYLES.items():
         rows = [row for row in result["removals"] if row["part"] == "all" and row["kind"] == kind]
         xs, ys = [], []
@@ -103,7 +103,7 @@ def by_slice(result: Row) -> "Figure":
     """What is left when one slice of the spectrum is gone from every matrix, slice by slice."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = plots._figure(plots.WIDE, 290)
+    figure, axes = plots._figure(plots.WIDE, 290)
     rows = sorted((r for r in result["removals"] if r["kind"] == "slice"), key=lambda row: row["start"])
     measures = [m for m in ("skill", "known_facts") if _value(result["base"], m) is not None]
     for index, measure in enumerate(measures):
@@ -134,7 +134,7 @@ def by_part(result: Row, measure: str) -> "Figure":
     rows = [row for row in result["removals"] if row["fraction"] == fraction and row["kind"] in STYLES]
     names = list(dict.fromkeys(row["part"] for row in rows))
     kinds = [kind for kind in STYLES if any(row["kind"] == kind for row in rows)]
-    figure, (axes,) = plots._figure(plots.WIDE, 70 + 30 * len(names))
+    figure, axes = plots._figure(plots.WIDE, 70 + 30 * len(names))
     table = [
         [_mean([_value(r, measure) for r in rows if (r["part"], r["kind"]) == (n, k)]) for k in kinds] for n in names
     ]
@@ -165,7 +165,7 @@ def by_drift(result: Row) -> "Figure":
     """Every change of the weights as a point: how far it moves the outputs (x), and what is left of the skill (y)."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = plots._figure(plots.WIDE, 290)
+    figure, axes = plots._figure(plots.WIDE, 290)
     for kind, style in {**STYLES, "slice": _Style("", "line", "o", "")}.items():
         rows = [row for row in result["removals"] if row["kind"] == kind]
         axes.plot(
@@ -190,7 +190,7 @@ def overlaps(matrix: Row) -> "Figure":
     """The share of the input energy that enters through each component, for each kind of text; s is the grey area."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = plots._figure(plots.NARROW, 230)
+    figure, axes = plots._figure(plots.NARROW, 230)
     lowest = 1.0
     for kind, values in matrix["overlap"].items():
         shares = np.array(values)
@@ -222,7 +222,7 @@ def alignments(result: Row) -> "Figure":
     """The update's alignment with the dominant components, over what chance gives, by k; a line per matrix."""
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-    figure, (axes,) = plots._figure(plots.WIDE, 290)
+    figure, axes = plots._figure(plots.WIDE, 290)
     known = {name: m["alignment"] for name, m in result["matrices"].items() if m["alignment"]}
     kinds = list(dict.fromkeys(split_module(name)[1] for name in known))
     for name, found in known.items():

@@ -144,6 +144,21 @@ def collect(
     return {name: covariance.div_(covariance.trace()) for name, covariance in sums.items()}
 
 
+def input_statistics(
+    model: "PreTrainedModel", targets: dict[str, nn.Module], examples: Sequence[Example], label: str
+) -> dict[str, InputStatistics]:
+    """The statistics of one thing at every targeted matrix, in as many passes as memory asks for (`groups`).
+
+    Args:
+        label: what the bar calls it.
+    """
+    found: dict[str, InputStatistics] = {}
+    for group in groups(targets):
+        with progress_bar(f"Statistics of {label}", len(examples)) as advance:
+            found |= mix([(1.0, collect(model, group, examples, progress=advance))])
+    return found
+
+
 @contextmanager
 def _inputs(targets: dict[str, nn.Module], sums: Covariances, state: dict[str, Tensor]) -> "Iterator[None]":
     """While open, every targeted module adds the outer products of its unmasked inputs to `sums`."""
