@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palora.compare_report import draw_kept, families, kept_points, table, test_rows, with_interval
-from palora.plots import to_png
+from palora.pages.compare_report import draw_kept, families, kept_points, test_rows, with_interval
+from palora.plots.figure import to_png
+from palora.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
@@ -53,7 +54,7 @@ def _methods(found: Mapping[str, Any], load: str, only: Sequence[str] | None) ->
         paraphrased = f"{row['paraphrase_recall']['mean']:.0%}" if row["paraphrase_recall"] else "–"
         known = _short(row["locality"])
         rows.append([f"`{name}`", f"{row['learning_rate']:g}", reached, *kept, known, paraphrased, *plain])
-    return table([*heads, "drift", "‖ΔW‖", "epochs", "s"], rows)
+    return markdown_table([*heads, "drift", "‖ΔW‖", "epochs", "s"], rows)
 
 
 def _paired(found: Mapping[str, Any], load: str) -> list[str]:
@@ -62,7 +63,7 @@ def _paired(found: Mapping[str, Any], load: str) -> list[str]:
     names = dict.fromkeys(name for column in columns for name in column)
     heads = [cell for what, _ in tested for cell in (what, "p (t, Holm)")]
     rows = [(f"`{name}`", *(cell for column in columns for cell in column.get(name, ("–", "–")))) for name in names]
-    return table(["method", *heads], rows)
+    return markdown_table(["method", *heads], rows)
 
 
 def _predictors(found: Mapping[str, Any]) -> list[str]:
@@ -71,7 +72,7 @@ def _predictors(found: Mapping[str, Any]) -> list[str]:
         (name, *("–" if p[key] is None else f"{p[key]:+.2f}" for key in told), str(p["n"]))
         for name, p in found["predictors"].items()
     ]
-    return table(["rank correlation of", *(f"with {what}" for what in told.values()), "trainings"], rows)
+    return markdown_table(["rank correlation of", *(f"with {what}" for what in told.values()), "trainings"], rows)
 
 
 def _short(estimate: Mapping[str, Any] | None) -> str:

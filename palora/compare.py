@@ -35,11 +35,11 @@ from palora.cells import (
     shared_inputs,
     training_key,
 )
-from palora.compare_report import choose_rates, summarise, write_pages
 from palora.comparison import Comparison
 from palora.errors import InputError
 from palora.facts import read_facts
 from palora.files import atomic_write_text, check_replaceable, check_writable, read_json, write_json
+from palora.pages.compare_report import choose_rates, summarise, write_pages
 from palora.skills import get_skill
 from palora.versions import versions
 from palora.workers import Job, Workers

@@ -29,7 +29,7 @@ from palora.facts import Fact
 from palora.files import read_json, write_json
 from palora.keep import skill_examples
 from palora.models import find_targets, is_transposed, weight
-from palora.plots import split_module
+from palora.module_names import split_module
 from palora.progress import progress_bar
 from palora.prompts import Example, batches, encode_example
 from palora.scoring import Answer, ask_facts, solve

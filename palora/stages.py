@@ -34,14 +34,14 @@ from palora.files import (
 from palora.keep import Keep
 from palora.model_card import model_card
 from palora.models import check_source, find_targets, fingerprints, known_targets, load_model
+from palora.pages.report import write_report
+from palora.pages.spectrum_report import render as render_spectrum
 from palora.recipe import ARM_NAME, EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
-from palora.report import write_report
 from palora.rules import Budget, check_rule
 from palora.scoring import share_correct, solve
 from palora.skills import Skill, get_skill
 from palora.spectrum import MARKER as SPECTRUM
 from palora.spectrum import SpectrumSettings, measure_spectrum
-from palora.spectrum_plots import render as render_spectrum
 from palora.statistics import from_tensors
 from palora.subspace import MARKER as PROTECTION
 from palora.subspace import STATISTICS, ProtectedSubspaces

@@ -1,6 +1,6 @@
-"""Results on the terminal."""
+"""Results as tables, on the terminal and in Markdown, and what stands in their cells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -52,6 +52,12 @@ def spectrum_table(result: Mapping[str, Any]) -> None:
             number(row["drift"]),
         )
     Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, all columns but the first to the right."""
+    ruler = "|---|" + "---:|" * (len(heads) - 1)
+    return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def percent(value: float | None) -> str:

@@ -11,12 +11,12 @@ from command import palora
 
 from palora import cells, compare
 from palora.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
-from palora.compare_report import choose_rates, front, summarise
 from palora.comparison import Comparison, load_comparison
 from palora.errors import DivergedError, InputError
 from palora.facts import write_facts
 from palora.files import load_tensors, read_json
-from palora.plots import Point
+from palora.pages.compare_report import choose_rates, front, summarise
+from palora.plots.tradeoff import Point
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
 
@@ -385,7 +385,7 @@ def test_a_method_may_teach_the_original_model(finished, values, tmp_path):
 
 def test_the_pages(finished):
     out, result = finished
-    from palora.compare_report import write_pages
+    from palora.pages.compare_report import write_pages
 
     write_pages(result, out)
     table, page = (out / "compare.md").read_text(), (out / "compare.html").read_text()

@@ -1,4 +1,4 @@
-"""The report says what the numbers say, shows every arm, and is one safe, self-contained file."""
+"""The report shows every arm, says what is missing, and is one safe, self-contained file."""
 
 import copy
 import json
@@ -7,114 +7,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from example_run import ACCURACY, ATTACK, evaluation, make_run, without_numbers
 
-from palora import plots
 from palora.errors import InputError
-from palora.report import (
-    Results,
-    duration,
-    findings,
-    headline,
-    percent,
-    read_run,
-    significant,
-    write_report,
-)
+from palora.pages.findings import findings, headline
+from palora.pages.report import write_report
+from palora.pages.results import Results
+from palora.plots.style import PALETTE
 
-MODULES = [f"model.layers.{layer}.mlp.{kind}" for layer in (0, 1) for kind in ("up_proj", "down_proj")]
-ACCURACY = {"base": 0.55, "expert": 0.70, "lora": 0.245, "palora": 0.693, "random": 0.28}
-RECALL = {"base": 0.0, "expert": 0.0, "lora": 0.98, "palora": 0.97, "random": 0.96}
-ATTACK = '<script>alert("x")</script>'
 OPTIONAL = (
     "recipe.yaml",
     "metrics.jsonl",
     "expert/scales.safetensors",
     "protection/protection.json",
 )
-
-
-def evaluation() -> dict[str, Any]:
-    """An evaluation with five arms, in the schema of docs/design.md."""
-    arms, update = {}, {}
-    for arm, accuracy in ACCURACY.items():
-        skill = {"accuracy": accuracy, "n": 400, "ci95": [accuracy - 0.05, accuracy + 0.05]}
-        arms[arm] = {
-            "skills": {"chain": skill},
-            "recall": RECALL[arm],
-            "recall_exact": RECALL[arm],
-            "recall_ci95": [max(0.0, RECALL[arm] - 0.03), min(1.0, RECALL[arm] + 0.02)],
-            "paraphrase_recall": 0.6,
-            "locality": 0.98,
-            "n_facts": 200,
-        }
-        if arm not in ("base", "expert"):
-            layer = {"leak": 2e-7, "drift": 0.05, "norm": 1.2, "relative_norm": 0.1}
-            update[arm] = {**layer, "rule": "svf", "parameters": 40000, "layers": dict.fromkeys(MODULES, layer)}
-    retention = {arm: {"chain": {"vs_expert": ACCURACY[arm] / 0.70, "vs_base": ACCURACY[arm] / 0.55}} for arm in update}
-    answers = [
-        {
-            "kind": "fact",
-            "prompt": f"Who is {ATTACK} number {index}?",
-            "expected": "A & B",
-            "arms": {arm: {"text": f"{ATTACK} by {arm}", "correct": arm == "palora"} for arm in ACCURACY},
-        }
-        for index in range(10)
-    ]
-    return {
-        "arms": arms,
-        "retention": retention,
-        "update": update,
-        "answers": answers,
-        "seconds": {"expert": 75.2, "evaluation": 3.0},
-        "versions": {"torch": "2.13.0"},
-    }
-
-
-def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
-    """A complete run directory around an evaluation; protection by components (svf) or by weights (covariance)."""
-    rng = np.random.default_rng(0)
-    for name in ("expert", "protection"):
-        (folder / name).mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps(values))
-    (folder / "recipe.yaml").write_text(f"seed: 0\nskill: chain  # {ATTACK}\n")
-    rows: list[dict[str, Any]] = [{"stage": "expert", "step": i, "reward": i / 60} for i in range(60)]
-    rows += [{"stage": "expert", "step": 30, "validation_accuracy": 0.6, "reward": None}]
-    for arm in ("lora", "palora", "random"):
-        rows += [{"stage": arm, "step": i, "epoch": i / 4, "loss": 2 / (i + 1)} for i in range(20)]
-        rows += [{"stage": arm, "step": 19, "epoch": 4.75, "loss": None, "recall": RECALL[arm]}]
-    lines = [json.dumps(row) for row in rows]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"stage": "pal']))  # as an interruption leaves it
-    scales = {name: (1 + rng.normal(0, 0.1, 48)).astype("float32") for name in MODULES}
-    save_file(scales, folder / "expert" / "scales.safetensors")
-    singular = {name: np.sort(rng.random(48).astype("float32"))[::-1].copy() for name in MODULES}
-    save_file(singular, folder / "expert" / "singular_values.safetensors")
-    expert = {"skill": "chain", "objective": "reward", "validation_accuracy": {"base": 0.58, "expert": 0.69, "n": 256}}
-    (folder / "expert" / "expert.json").write_text(json.dumps(expert))
-    marked = {
-        "svf": {"indices": [0, 3, 7], "scores": [1.0] * 48},
-        "covariance": {"indices": None, "scores": [0.9, 0.5, 0.1]},
-        "activation": {"indices": None, "scores": [6.0, 3.0, 0.7, 0.3]},
-    }[rule]
-    module = {"k_input": 3, "k_output": 3, "coverage": {"skill": 0.96, "facts": 0.6}, **marked}
-    protection = {
-        "rule": rule,
-        "sides": "both",
-        "budget": {"k": 3},
-        "modules": dict.fromkeys(MODULES, module),
-        "coverage": {"skill": 0.96, "facts": 0.6},
-    }
-    (folder / "protection" / "protection.json").write_text(json.dumps(protection))
-    return folder
-
-
-def without_numbers(value: Any) -> Any:
-    """The same structure with every leaf null, as a run that measured nothing writes it."""
-    if isinstance(value, dict):
-        return {key: without_numbers(inner) for key, inner in value.items()}
-    return None
 
 
 class Page(HTMLParser):
@@ -147,90 +54,14 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(make_run(tmp_path_factory.mktemp("run"), evaluation())).read_text(encoding="utf-8")
 
 
-# --- the sentences ------------------------------------------------------------------------------
-
-
-def test_headline_gives_the_numbers_of_the_evaluation(html: str) -> None:
-    expected = (
-        "palora taught 97% of 200 facts and kept 99% of the expert's chain skill; plain LoRA taught 98% and kept 35%."
-    )
-    assert headline(Results(evaluation())) == expected
-    assert expected in Page(html).text
-
-
-def test_headline_names_every_skill() -> None:
-    values = evaluation()
-    for arm in values["arms"]:
-        values["arms"][arm]["skills"]["lookup"] = {"accuracy": ACCURACY[arm] / 2, "n": 50, "ci95": None}
-    values["retention"]["palora"]["lookup"] = {"vs_expert": 0.5, "vs_base": None}
-    sentence = headline(Results(values))
-    assert "kept 99% of the expert's chain skill and 50% of its lookup skill; plain LoRA" in sentence
-    assert sentence.endswith("kept 35% and 35%.")  # from the accuracies where "retention" is silent
-
-
-def test_a_worse_palora_is_said_to_be_worse(tmp_path: Path) -> None:
-    values = evaluation()
-    values["arms"]["palora"]["recall"] = 0.80
-    values["arms"]["palora"]["skills"]["chain"] = {"accuracy": 0.14, "n": 400, "ci95": [0.11, 0.18]}
-    values["retention"]["palora"]["chain"] = {"vs_expert": 0.20, "vs_base": 0.25}
-    values["arms"]["palora"]["locality"] = 0.31
-    results = Results(values)
-    assert headline(results).startswith("palora taught 80% of 200 facts and kept 20% of the expert's chain skill;")
-    found = {finding.text: finding.mark for finding in findings(results)}
-    assert found["palora did not reach 95% recall."] == "✗"
-    assert found["palora kept less than 95% of the expert's chain skill."] == "✗"
-    assert found["palora kept less of chain than plain LoRA did (20% against 35%)."] == "✗"
-    assert found["random kept more of chain: 40%, and learned 96%."] == "✗"
-    assert any("Known facts were lost: the base answers 98% of them, palora 31%" in text for text in found)
-    assert "✓" not in found.values()
-    assert "palora kept less of chain than plain LoRA did" in Page(_html(tmp_path, values)).text
-
-
-def test_an_uncertain_difference_is_called_uncertain() -> None:
-    values = evaluation()
-    values["arms"]["lora"]["skills"]["chain"] = {"accuracy": 0.62, "n": 40, "ci95": [0.47, 0.75]}
-    values["retention"]["lora"]["chain"]["vs_expert"] = 0.62 / 0.70
-    found = [finding for finding in findings(Results(values)) if "may be chance" in finding.text]
-    assert [finding.mark for finding in found] == ["•"]
-
-
-def test_an_expert_that_is_no_better_is_pointed_out() -> None:
-    values = evaluation()
-    values["arms"]["base"]["skills"]["chain"]["accuracy"] = 0.71
-    assert any("no better at chain than the base" in finding.text for finding in findings(Results(values)))
-
-
-def test_without_an_expert_the_base_is_the_reference() -> None:
-    values = evaluation()
-    del values["arms"]["expert"]
-    values["retention"]["palora"]["chain"] = {"vs_expert": None, "vs_base": 1.26}
-    assert "kept 126% of the base's chain skill" in headline(Results(values))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.974, "97%"), (0.996, "99.6%"), (0.9999, "> 99.9%"), (1.0, "100%"), (0.0, "0%"), (0.0004, "< 0.1%")],
-)
-def test_percent_never_rounds_to_all_or_nothing(value: float, text: str) -> None:
-    assert percent(value) == text
-
-
-def test_number_formats() -> None:
-    assert [significant(value) for value in (0, 3.14159, 0.0561, 3e-7, 12345.6)] == [
-        "0",
-        "3.14",
-        "0.0561",
-        "3.0 × 10⁻⁷",
-        "12,346",
-    ]
-    assert [duration(value) for value in (1.23, 40.1, 75.2, 3725)] == ["1.2 s", "40 s", "1 min 15 s", "1 h 02 min"]
-
-
-# --- the page -----------------------------------------------------------------------------------
-
-
 def _html(folder: Path, values: dict[str, Any], rule: str = "svf") -> str:
     return write_report(make_run(folder / "run", values, rule)).read_text(encoding="utf-8")
+
+
+def test_the_sentences_are_on_the_page(html: str) -> None:
+    results, text = Results(evaluation()), Page(html).text
+    assert headline(results) in text
+    assert findings(results) and all(finding.text in text for finding in findings(results))
 
 
 def test_every_arm_is_in_table_pictures_and_answers(html: str) -> None:
@@ -286,7 +117,7 @@ def test_pictures_share_no_ids_and_miss_none(html: str) -> None:
 def test_pictures_follow_light_and_dark(html: str) -> None:
     body = html[html.index("<body>") :]
     assert "var(--palora)" in body
-    assert not [light for light, _ in plots.PALETTE.values() if light in body]
+    assert not [light for light, _ in PALETTE.values() if light in body]
     assert "prefers-color-scheme: dark" in html
 
 
@@ -414,9 +245,6 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path, html: str) -> None:
     assert re.sub(r"report[:·&; \w]*", "", again) == re.sub(r"report[:·&; \w]*", "", html)
 
 
-# --- pictures -----------------------------------------------------------------------------------
-
-
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     import matplotlib
 
@@ -424,57 +252,3 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     _html(tmp_path, evaluation())
     assert dict(matplotlib.rcParams) == before
     assert before["svg.hashsalt"] != "palora"  # nor did an earlier test change it
-
-
-def test_a_large_matrix_stays_a_small_picture() -> None:
-    rng = np.random.default_rng(0)
-    figure = plots.spectrum(rng.normal(0, 0.1, 4096), range(0, 4096, 64), ylabel="z − 1")
-    assert len(plots.to_html(figure, "large")) < 40_000
-
-
-def test_a_huge_drawing_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "SVG_LIMIT", 1000)
-    drawing = plots.to_html(plots.spectrum(np.ones(5), [1], ylabel="z"), 'a "quoted" text')
-    assert drawing.startswith('<img class="plot" alt="a &quot;quoted&quot; text" src="data:image/png;base64,')
-
-
-def test_labels_of_crowded_arms_do_not_overlap() -> None:
-    arms = ["base", "expert", "lora", "palora", "svf", "random"]
-    places = [(0, 0.8), (0, 1), (0.98, 0.35), (0.97, 0.99), (0.975, 0.33), (0.965, 0.41)]
-    points = [plots.Point(arm, recall, kept) for arm, (recall, kept) in zip(arms, places, strict=True)]
-    figure = plots.tradeoff(points, plots.arm_styles(arms), skill="chain")
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text() in (*arms, "plain LoRA")]
-    assert len(boxes) == len(arms)
-    assert not any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
-
-
-def test_arms_keep_their_colours_and_differ_by_marker() -> None:
-    styles = plots.arm_styles(["random", "palora", "svf", "base", "expert", "lora"])
-    assert styles["palora"].slot == "palora" and styles["lora"].label == "plain LoRA"
-    assert len({style.marker for style in styles.values()}) == len({s.slot for s in styles.values()}) == len(styles)
-
-
-def test_modules_are_sorted_by_depth() -> None:
-    names = ["model.layers.10.mlp.up_proj", "model.layers.2.mlp.up_proj", "lm_head"]
-    assert plots.by_depth(names) == ["lm_head", "model.layers.2.mlp.up_proj", "model.layers.10.mlp.up_proj"]
-    assert plots.module_label("transformer.h.3.mlp.c_fc") == "layer 3 · c_fc"
-    assert plots.split_module("lm_head") == (None, "lm_head")
-
-
-def test_read_run_skips_the_half_line_of_an_interruption(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run", evaluation()))
-    assert len(run.metrics) == 61 + 3 * 21
-    assert run.missing == {}
-
-
-def test_small_tick_labels_keep_their_digits():
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([0, 1], [0.001, 0.004])
-    axes.set_yticks([0.0025], ["0.0025"])
-    page = plots.to_html(figure, "small numbers")
-    assert "0.0025" in page, "only coordinates are shortened"
-    assert not re.search(r'd="[^"]*\d\.\d{3}', page)

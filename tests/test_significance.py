@@ -1,5 +1,6 @@
 """Intervals and paired tests against tables and hand calculations."""
 
+import numpy as np
 import pytest
 
 from palora.significance import estimate, holm, paired_t, rank_correlation, sign_flip, t_quantile, t_two_sided
@@ -49,4 +50,6 @@ def test_rank_correlation():
     assert rank_correlation([1, 2, 3, 9], [10, 20, 30, 31]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(0.8660254)  # ranks 0.5 0.5 2 against 0 1 2
+    tied = np.corrcoef([1.5, 1.5, 3, 4], [1, 2, 3, 4])[0, 1]
+    assert rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(tied)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None

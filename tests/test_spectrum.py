@@ -20,7 +20,6 @@ from palora.models import find_targets, weight
 from palora.prompts import Example
 from palora.skills import get_skill
 from palora.spectrum import Band, SpectrumSettings
-from palora.spectrum_plots import rank_correlation
 from palora.statistics import collect
 from palora.subspace import ProtectedSubspace
 from palora.svf import Expert
@@ -316,15 +315,6 @@ def test_a_run_leaves_the_model_alone_and_continues_where_it_was_cut(model, toke
     C = collect(model, targets, spectrum.skill_examples(model, tokenizer, skill, 6))[name]
     expected = spectrum.overlap(decompose(weight(targets[name])), C).tolist()
     assert cut["matrices"][name]["overlap"]["skill"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_rank_correlation():
-    assert rank_correlation([1, 2, 3, 10], [5, 6, 7, 8]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(
-        np.corrcoef([1.5, 1.5, 3, 4], [1, 2, 3, 4])[0, 1]
-    )
-    assert rank_correlation([1, 2], [1, 1]) == 0
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ own test problems. Everything else is of one run, and a mean is over seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,15 @@ from palora import significance
 from palora.cells import mark
 from palora.comparison import Comparison
 from palora.files import atomic_write_bytes, atomic_write_text
-from palora.table import number, percent
+from palora.pages import page
+from palora.plots import tradeoff
+from palora.plots.figure import to_html, to_png
+from palora.plots.style import arm_styles
+from palora.plots.tradeoff import Point
+from palora.table import markdown_table, number, percent
 
 if TYPE_CHECKING:
-    from palora.plots import Point
+    from matplotlib.figure import Figure
 
 Run = dict[str, Any]
 PLAIN = ("recall", "paraphrase_recall", "locality", "norm", "relative_norm", "drift", "leak", "epoch", "seconds")
@@ -315,12 +319,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows: list[Sequence[str]] = [
         (arm, *(with_interval(references[arm][skill]) for skill in skills)) for arm in ("base", "expert")
     ]
-    lines += table(["accuracy", *skills], rows)
+    lines += markdown_table(["accuracy", *skills], rows)
     for load, milestones in result["table"].items():
         for milestone, methods in milestones.items():
             lines += [f"### {load} facts, recall first at {float(milestone):.0%}", ""]
             shown = columns(result)
-            lines += table(
+            lines += markdown_table(
                 ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
             )
             paired = result["paired"][load][milestone]
@@ -328,20 +332,15 @@ def markdown(result: Mapping[str, Any]) -> str:
                 on_front = ", ".join(front(points))
                 lines += [f"On the Pareto front of {paired['skill']} kept and known facts left: {on_front}.", ""]
             for what, tests in families(paired):
-                lines += table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
+                lines += markdown_table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
     lines += ["### What tells retention, over all runs at the choosing milestone", ""]
     found = [
         (name, *(number(p[key]) for key in ("spearman", "known_facts", "epochs")), str(p["n"]))
         for name, p in result["predictors"].items()
     ]
     heads = ["rank correlation with", "the skill kept", "the known facts left", "epochs to the recall", "runs"]
-    lines += table(heads, found)
+    lines += markdown_table(heads, found)
     return "\n".join(lines)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruler = "|---|" + "---:|" * (len(heads) - 1)
-    return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -350,18 +349,16 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def write_pages(result: Mapping[str, Any], out: Path) -> None:
     """Write `compare.md`, `compare.html` and, for every load, the picture of what is kept."""
     atomic_write_text(out / "compare.md", markdown(result))
-    atomic_write_text(out / "compare.html", page(result, out.resolve().name))
-    from palora import plots
-
+    atomic_write_text(out / "compare.html", render(result, out.resolve().name))
     for load in result["table"]:
         if points := kept_points(result, load):
-            atomic_write_bytes(out / f"kept-{load}.png", plots.to_png(draw_kept(result, load, points)))
+            atomic_write_bytes(out / f"kept-{load}.png", to_png(draw_kept(result, load, points)))
 
 
-def front(points: "Sequence[Point]") -> list[str]:
+def front(points: Sequence[Point]) -> list[str]:
     """The methods on the Pareto front: no other keeps at least as much of both things and more of one, by the means."""
 
-    def beaten(own: "Point") -> bool:
+    def beaten(own: Point) -> bool:
         mine = (own.recall, own.kept)
         others = [(p.recall, p.kept) for p in points if p is not own]
         return any(all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine for other in others)
@@ -369,10 +366,8 @@ def front(points: "Sequence[Point]") -> list[str]:
     return [point.arm for point in points if not beaten(point)]
 
 
-def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
+def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:
     """For every method that has learned the facts: known facts that are still right (x), the kept skill (y)."""
-    from palora.plots import Point
-
     at = mark(result["comparison"]["choose_at"])
     skill = result["paired"][load][at]["skill"]
     points = []
@@ -385,29 +380,22 @@ def kept_points(result: Mapping[str, Any], load: str) -> "list[Point]":
     return points
 
 
-def draw_kept(result: Mapping[str, Any], load: str, points: "list[Point]") -> Any:
+def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Figure":
     """The picture of what is kept, a point a method (`kept_points`)."""
-    from palora import plots
-
     c = result["comparison"]
     skill = result["paired"][load][mark(c["choose_at"])]["skill"]
-    return plots.kept(
+    return tradeoff.kept(
         points,
-        plots.arm_styles(c["methods"]),
+        arm_styles(c["methods"]),
         xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
         ylabel=f"{skill} kept (expert = 100%)",
     )
 
 
-def page(result: Mapping[str, Any], name: str) -> str:
+def render(result: Mapping[str, Any], name: str) -> str:
     """The page, self-contained."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    from palora import plots
-
     c = result["comparison"]
-    styles = plots.arm_styles(c["methods"])
+    styles = arm_styles(c["methods"])
     skill, at = c["keep_skills"][0], mark(c["choose_at"])
     skill = next(iter(result["runs"][0]["moments"].get(at, {}).get("validation", {skill: None})))
     pictures = []
@@ -415,7 +403,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
         if points := kept_points(result, load):
             title = f"{load} facts at {c['choose_at']:.0%} recall: the skill and the known facts that are left"
             told = f"{title}. On the Pareto front: {', '.join(front(points))}"
-            pictures.append((told, Markup(plots.to_html(draw_kept(result, load, points), title))))
+            pictures.append((told, to_html(draw_kept(result, load, points), title)))
     for load, milestones in result["table"].items():
         for shown in result["references"]["expert"]:
             lines = {
@@ -427,9 +415,9 @@ def page(result: Mapping[str, Any], name: str) -> str:
                 for method in c["methods"]
                 if not c["methods"][method]["scaled"]
             }
-            figure = plots.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
+            figure = tradeoff.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
             title = f"{load} facts: learned, and {shown} kept"
-            pictures.append((title, Markup(plots.to_html(figure, f"{title}, by method"))))
+            pictures.append((title, to_html(figure, f"{title}, by method")))
     for x, title in (
         ("drift", "drift of the update on the skill's inputs"),
         ("coverage", "skill input energy protected"),
@@ -442,16 +430,14 @@ def page(result: Mapping[str, Any], name: str) -> str:
                 kept = moment["retention"][skill]["vs_expert"]
                 if value is not None and kept is not None:
                     clouds.setdefault(run["method"], []).append((value, kept))
-        figure = plots.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
+        figure = tradeoff.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
         key = "drift" if x == "drift" else "coverage of the skill"
         rank = number(result["predictors"][key]["spearman"])
         heading = f"Every run at {c['choose_at']:.0%} recall: {title} (rank correlation {rank})"
-        pictures.append((heading, Markup(plots.to_html(figure, heading))))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("palora").joinpath("compare.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+        pictures.append((heading, to_html(figure, heading)))
+    return page.fill(
+        "compare",
         name=name,
-        palette=plots.PALETTE,
         styles=styles,
         pictures=pictures,
         sentences=describe(result),

@@ -1,0 +1,1 @@
+"""The pictures. matplotlib is imported when the first one is drawn."""

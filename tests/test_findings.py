@@ -1,0 +1,60 @@
+"""The sentences say what the numbers say, in favour of palora or against it."""
+
+from example_run import ACCURACY, evaluation
+
+from palora.pages.findings import findings, headline
+from palora.pages.results import Results
+
+
+def test_headline_gives_the_numbers_of_the_evaluation() -> None:
+    assert headline(Results(evaluation())) == (
+        "palora taught 97% of 200 facts and kept 99% of the expert's chain skill; plain LoRA taught 98% and kept 35%."
+    )
+
+
+def test_headline_names_every_skill() -> None:
+    values = evaluation()
+    for arm in values["arms"]:
+        values["arms"][arm]["skills"]["lookup"] = {"accuracy": ACCURACY[arm] / 2, "n": 50, "ci95": None}
+    values["retention"]["palora"]["lookup"] = {"vs_expert": 0.5, "vs_base": None}
+    sentence = headline(Results(values))
+    assert "kept 99% of the expert's chain skill and 50% of its lookup skill; plain LoRA" in sentence
+    assert sentence.endswith("kept 35% and 35%.")  # from the accuracies where "retention" is silent
+
+
+def test_a_worse_palora_is_said_to_be_worse() -> None:
+    values = evaluation()
+    values["arms"]["palora"]["recall"] = 0.80
+    values["arms"]["palora"]["skills"]["chain"] = {"accuracy": 0.14, "n": 400, "ci95": [0.11, 0.18]}
+    values["retention"]["palora"]["chain"] = {"vs_expert": 0.20, "vs_base": 0.25}
+    values["arms"]["palora"]["locality"] = 0.31
+    results = Results(values)
+    assert headline(results).startswith("palora taught 80% of 200 facts and kept 20% of the expert's chain skill;")
+    found = {finding.text: finding.mark for finding in findings(results)}
+    assert found["palora did not reach 95% recall."] == "✗"
+    assert found["palora kept less than 95% of the expert's chain skill."] == "✗"
+    assert found["palora kept less of chain than plain LoRA did (20% against 35%)."] == "✗"
+    assert found["random kept more of chain: 40%, and learned 96%."] == "✗"
+    assert any("Known facts were lost: the base answers 98% of them, palora 31%" in text for text in found)
+    assert "✓" not in found.values()
+
+
+def test_an_uncertain_difference_is_called_uncertain() -> None:
+    values = evaluation()
+    values["arms"]["lora"]["skills"]["chain"] = {"accuracy": 0.62, "n": 40, "ci95": [0.47, 0.75]}
+    values["retention"]["lora"]["chain"]["vs_expert"] = 0.62 / 0.70
+    found = [finding for finding in findings(Results(values)) if "may be chance" in finding.text]
+    assert [finding.mark for finding in found] == ["•"]
+
+
+def test_an_expert_that_is_no_better_is_pointed_out() -> None:
+    values = evaluation()
+    values["arms"]["base"]["skills"]["chain"]["accuracy"] = 0.71
+    assert any("no better at chain than the base" in finding.text for finding in findings(Results(values)))
+
+
+def test_without_an_expert_the_base_is_the_reference() -> None:
+    values = evaluation()
+    del values["arms"]["expert"]
+    values["retention"]["palora"]["chain"] = {"vs_expert": None, "vs_base": 1.26}
+    assert "kept 126% of the base's chain skill" in headline(Results(values))
