@@ -12,11 +12,12 @@ from palora import pipeline, stages
 from palora.errors import InputError, PaloraError
 from palora.export import export
 from palora.facts import write_facts
-from palora.files import read_json
+from palora.files import load_tensors, read_json
 from palora.inspection import inspect_folder
 from palora.models import find_targets, weight
 from palora.recipe import parse_recipe
-from palora.subspace import ProtectedSubspaces
+from palora.statistics import from_tensors
+from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
 from palora.updates import Adapter
@@ -88,6 +89,13 @@ def test_the_contract(finished):
     assert stages_seen == {"expert", "lora", "svf", "palora"}
     left = [p.name for p in finished.rglob(".*")]
     assert not left, f"hidden work folders are gone: {left}"
+
+
+def test_statistics_are_collected_of_what_an_arm_looks_at(finished):
+    of_arm = from_tensors(load_tensors(finished / "arms" / "svf" / "protection" / STATISTICS))
+    of_palora = from_tensors(load_tensors(finished / "protection" / STATISTICS))
+    assert set(of_palora) == {"skills", "known_facts"}  # all that is to be kept
+    assert set(of_arm) == {"skills"}  # no drift in its loss, and its rule weighs the skill alone
 
 
 def test_run_again_does_nothing(finished, values, monkeypatch):
