@@ -154,6 +154,23 @@ def test_a_soft_rule_shows_weights_and_no_leak(tmp_path: Path) -> None:
     assert "Soft protection damps" in text
 
 
+def test_without_a_constraint_the_report_says_what_holds_instead(tmp_path: Path) -> None:
+    values = evaluation()
+    for update in values["update"].values():
+        update["leak"] = None
+        update["layers"] = {name: {**layer, "leak": None} for name, layer in update["layers"].items()}
+    values["update"]["palora"]["loss"] = {"drift": 20000.0, "distil": None}
+    run = make_run(tmp_path / "run", values)
+    record = run / "protection" / "protection.json"
+    modules = {name: {"k": 0, "coverage": {"skill": 0.0}} for name in ("model.layers.0.mlp.down_proj",)}
+    record.write_text(json.dumps({"rule": "none", "coverage": {"skill": 0.0, "facts": 0.0}, "modules": modules}))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "No constraint: the update may go in any direction. What is to be kept is held by the loss: drift." in text
+    assert "drift 20000" in text  # in the table, and a weight that is missing is no error
+    assert "No direction of the update is forbidden or damped" in text
+    assert "Soft protection damps" not in text and "How much of the inputs that covers" not in text
+
+
 def test_a_hard_input_rule_shows_the_energy_it_protects(tmp_path: Path) -> None:
     text = Page(_html(tmp_path, evaluation(), rule="activation")).text
     assert "Which input directions are protected" in text

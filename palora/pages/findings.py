@@ -157,6 +157,11 @@ def limits(results: Results, run: Run) -> list[str]:
             f"measured here is {significant(leak)}). It does not guarantee that the skill is kept: a skill that "
             "also uses other directions can still be lost. Skill kept is an observation."
         )
+    elif run.protection and not run.constrained:
+        notes.append(
+            "No direction of the update is forbidden or damped: what is added to the loss weighs what is kept against "
+            "what is learned. That the skill is kept is an observation, not a guarantee."
+        )
     elif run.protection:
         notes.append(
             "Soft protection damps the update in the directions that carry the skill and forbids none of them, "
@@ -190,17 +195,20 @@ RULES = {
     "random": "components drawn at random: the control that tells whether the choice matters",
     "activation": "the input directions that carry the most energy of what is to be kept",
     "covariance": "every input direction, softly, the more so the more energy of what is to be kept it carries",
-    "none": "nothing: plain LoRA",
 }
 
 
-def protection_summary(run: Run) -> str:
+def protection_summary(run: Run, results: Results) -> str:
     """One line: the rule, what it protects, its budget, the mean coverage, and a warning where that is too little."""
     from palora.protection import coverage_warning
 
     rule, sides = run.protection.get("rule"), run.protection.get("sides")
     if not rule:
         return ""
+    if not run.constrained:
+        added = [term for term, weight in mapping(results.update(results.subject, "loss")).items() if finite(weight)]
+        held = f"What is to be kept is held by the loss: {enumeration(added)}." if added else "This is plain LoRA."
+        return f"No constraint: the update may go in any direction. {held}"
     text = f"Rule {rule}: {RULES[rule]}." if rule in RULES else f"Rule {rule}."
     budget = [f"{key} = {value}" for key, value in mapping(run.protection.get("budget")).items() if value is not None]
     sided = {"both": "both sides", "input": "input side", "output": "output side"}.get(str(sides), "")

@@ -123,7 +123,7 @@ def coverage(run: Run) -> tuple[Picture | None, list[str]]:
         if values := {kind: value for kind, value in known.items() if value is not None}:
             modules[name] = values
     kinds = list(dict.fromkeys(kind for values in modules.values() for kind in values))
-    if not modules:
+    if not modules or not run.constrained:
         return None, []
     drawing = to_html(layers.coverage(modules, kinds), f"Coverage of {enumeration(kinds)} for {len(modules)} matrices.")
     return Picture("Input energy covered", drawing), kinds

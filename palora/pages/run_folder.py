@@ -35,6 +35,11 @@ class Run:
         return {name: mapping(modules[name]) for name in by_depth(modules)}
 
     @property
+    def constrained(self) -> bool:
+        """Whether a rule stands between the update and some directions."""
+        return self.protection.get("rule", "none") != "none"
+
+    @property
     def hard(self) -> bool:
         """Whether the protection removes directions; a soft one damps them."""
         return bool(self.protection.get("hard", self.protection.get("rule") != "covariance"))
