@@ -81,7 +81,8 @@ class Watch(TrainerCallback):
         """The epoch after which recall is to be measured at this step; 0 where it is not."""
         epoch, within = divmod(step, self.steps_per_epoch)
         wanted = self.settings.stop_at_recall is not None or self.on_recall is not None or self.allowance is not None
-        return epoch if wanted and within == 0 and epoch % self.settings.recall_every == 0 else 0
+        at = epoch % self.settings.recall_every == 0 or epoch == self.settings.epochs  # what is saved is measured
+        return epoch if wanted and within == 0 and at else 0
 
     def _measure(self, model: Any, step: int, epoch: int) -> bool:
         """Measure recall and what is kept; True where training is to stop."""

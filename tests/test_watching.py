@@ -54,6 +54,14 @@ def test_it_ends_with_the_last_state_that_loses_little_enough(tokenizer, statist
         assert torch.equal(value, seen[3][name]), "the fourth check was the last one within"
 
 
+@pytest.mark.parametrize(("epochs", "checks"), [(1, 1), (3, 2)])
+def test_the_last_epoch_is_checked_whatever_recall_every_is(tokenizer, statistics, tmp_path, epochs, checks):
+    tuned, record, rows, seen = train(tokenizer, statistics, tmp_path, [1.0] * checks, epochs=epochs, recall_every=2)
+    assert len(rows) == checks and rows[-1]["epoch"] == epochs and record["restored"] is None
+    assert any(value.any() for name, value in trained_parameters(tuned).items() if "lora_B" in name)
+    assert all(torch.equal(value, seen[-1][name]) for name, value in trained_parameters(tuned).items())
+
+
 def test_within_the_allowance_it_is_left_alone(tokenizer, statistics, tmp_path):
     tuned, record, rows, seen = train(tokenizer, statistics, tmp_path, [0.8, 0.99, 0.91, 0.95, 1.0, 0.9])
     assert record["restored"] is None and record["kept_while_training"] == 0.9

@@ -396,8 +396,8 @@ def render(result: Mapping[str, Any], name: str) -> str:
     """The page, self-contained."""
     c = result["comparison"]
     styles = arm_styles(c["methods"])
-    skill, at = c["keep_skills"][0], mark(c["choose_at"])
-    skill = next(iter(result["runs"][0]["moments"].get(at, {}).get("validation", {skill: None})))
+    at = mark(c["choose_at"])
+    skill = next(iter(result["paired"].values()))[at]["skill"]
     pictures = []
     for load in result["table"]:
         if points := kept_points(result, load):
