@@ -105,7 +105,7 @@ class InjectSettings(_Settings):
     )
     lose_problems: int = Field(200, ge=1, description="validation problems a skill that lose_at_most is measured on")
     stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
-    recall_every: int = Field(2, ge=1, description="epochs between the recall checks of stop_at_recall")
+    recall_every: int = Field(2, ge=1, description="epochs between the recall checks; the last epoch has one")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
     keep: KeepSettings = Field(
         default_factory=lambda: KeepSettings(known_facts=1.0, text=1.0, prompts=1.0),  # type: ignore[call-arg]

@@ -74,6 +74,7 @@ def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
         "svf": {"indices": [0, 3, 7], "scores": [1.0] * 48},
         "covariance": {"indices": None, "scores": [0.9, 0.5, 0.1]},
         "activation": {"indices": None, "scores": [6.0, 3.0, 0.7, 0.3]},
+        "none": {"indices": None, "scores": []},
     }[rule]
     module = {"k_input": 3, "k_output": 3, "coverage": {"skill": 0.96, "facts": 0.6}, **marked}
     protection = {

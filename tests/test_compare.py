@@ -15,7 +15,7 @@ from palora.comparison import Comparison, load_comparison
 from palora.errors import DivergedError, InputError
 from palora.facts import write_facts
 from palora.files import load_tensors, read_json
-from palora.pages.compare_report import choose_rates, front, summarise
+from palora.pages.compare_report import choose_rates, front, render, summarise, write_pages
 from palora.plots.tradeoff import Point
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
@@ -385,13 +385,20 @@ def test_a_method_may_teach_the_original_model(finished, values, tmp_path):
 
 def test_the_pages(finished):
     out, result = finished
-    from palora.pages.compare_report import write_pages
-
     write_pages(result, out)
     table, page = (out / "compare.md").read_text(), (out / "compare.html").read_text()
     for method in ("lora", "shuffled", "soft", "scaled"):
         assert f"| {method} |" in table
     assert page.count("<svg") == 4 and "http" not in page.replace("http-equiv", "") and "nan" not in table
+
+
+def test_the_page_calls_a_skill_by_its_name_however_far_the_first_run_got(finished):
+    _, result = finished
+    first, *others = result["runs"]
+    settings = {**result["comparison"], "keep_skills": ["chain:DIR"]}
+    assert "chain kept" in render(
+        {**result, "comparison": settings, "runs": [{**first, "moments": {}}, *others]}, "out"
+    )
 
 
 @pytest.mark.parametrize(

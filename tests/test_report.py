@@ -58,6 +58,15 @@ def _html(folder: Path, values: dict[str, Any], rule: str = "svf") -> str:
     return write_report(make_run(folder / "run", values, rule)).read_text(encoding="utf-8")
 
 
+def _without_leak() -> dict[str, Any]:
+    """The evaluation, of arms without a hard rule."""
+    values = evaluation()
+    for update in values["update"].values():
+        update["leak"] = None
+        update["layers"] = {name: {**layer, "leak": None} for name, layer in update["layers"].items()}
+    return values
+
+
 def test_the_sentences_are_on_the_page(html: str) -> None:
     results, text = Results(evaluation()), Page(html).text
     assert headline(results) in text
@@ -143,10 +152,7 @@ def test_all_sections_have_content(html: str) -> None:
 
 
 def test_a_soft_rule_shows_weights_and_no_leak(tmp_path: Path) -> None:
-    values = evaluation()
-    for update in values["update"].values():
-        update["leak"] = None
-        update["layers"] = {name: {**layer, "leak": None} for name, layer in update["layers"].items()}
+    values = _without_leak()
     text = Page(_html(tmp_path, values, rule="covariance")).text
     assert "How strongly each input direction is protected" in text
     assert "in effect 1.5 of 3 directions" in text
@@ -155,16 +161,9 @@ def test_a_soft_rule_shows_weights_and_no_leak(tmp_path: Path) -> None:
 
 
 def test_without_a_constraint_the_report_says_what_holds_instead(tmp_path: Path) -> None:
-    values = evaluation()
-    for update in values["update"].values():
-        update["leak"] = None
-        update["layers"] = {name: {**layer, "leak": None} for name, layer in update["layers"].items()}
+    values = _without_leak()
     values["update"]["palora"]["loss"] = {"drift": 20000.0, "distil": None}
-    run = make_run(tmp_path / "run", values)
-    record = run / "protection" / "protection.json"
-    modules = {name: {"k": 0, "coverage": {"skill": 0.0}} for name in ("model.layers.0.mlp.down_proj",)}
-    record.write_text(json.dumps({"rule": "none", "coverage": {"skill": 0.0, "facts": 0.0}, "modules": modules}))
-    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    text = Page(_html(tmp_path, values, rule="none")).text
     assert "No constraint: the update may go in any direction. What is to be kept is held by the loss: drift." in text
     assert "drift 20000" in text  # in the table, and a weight that is missing is no error
     assert "No direction of the update is forbidden or damped" in text

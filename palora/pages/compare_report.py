@@ -366,10 +366,15 @@ def front(points: Sequence[Point]) -> list[str]:
     return [point.arm for point in points if not beaten(point)]
 
 
+def _kept_skill(result: Mapping[str, Any]) -> str:
+    """The skill that the tests and the pictures are of: the same at every load and milestone."""
+    milestones = next(iter(result["paired"].values()))
+    return str(next(iter(milestones.values()))["skill"])
+
+
 def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:
     """For every method that has learned the facts: known facts that are still right (x), the kept skill (y)."""
-    at = mark(result["comparison"]["choose_at"])
-    skill = result["paired"][load][at]["skill"]
+    at, skill = mark(result["comparison"]["choose_at"]), _kept_skill(result)
     points = []
     for method, row in result["table"][load][at].items():
         y = row["retention"].get(skill, {}).get("vs_expert")
@@ -383,12 +388,11 @@ def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:
 def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Figure":
     """The picture of what is kept, a point a method (`kept_points`)."""
     c = result["comparison"]
-    skill = result["paired"][load][mark(c["choose_at"])]["skill"]
     return tradeoff.kept(
         points,
         arm_styles(c["methods"]),
         xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
-        ylabel=f"{skill} kept (expert = 100%)",
+        ylabel=f"{_kept_skill(result)} kept (expert = 100%)",
     )
 
 
@@ -396,8 +400,7 @@ def render(result: Mapping[str, Any], name: str) -> str:
     """The page, self-contained."""
     c = result["comparison"]
     styles = arm_styles(c["methods"])
-    at = mark(c["choose_at"])
-    skill = next(iter(result["paired"].values()))[at]["skill"]
+    at, skill = mark(c["choose_at"]), _kept_skill(result)
     pictures = []
     for load in result["table"]:
         if points := kept_points(result, load):

@@ -206,7 +206,7 @@ def protection_summary(run: Run, results: Results) -> str:
     if not rule:
         return ""
     if not run.constrained:
-        added = [term for term, weight in mapping(results.update(results.subject, "loss")).items() if finite(weight)]
+        added = results.loss(results.subject)
         held = f"What is to be kept is held by the loss: {enumeration(added)}." if added else "This is plain LoRA."
         return f"No constraint: the update may go in any direction. {held}"
     text = f"Rule {rule}: {RULES[rule]}." if rule in RULES else f"Rule {rule}."

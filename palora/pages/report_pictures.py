@@ -117,13 +117,15 @@ def directions(run: Run) -> list[Picture]:
 
 def coverage(run: Run) -> tuple[Picture | None, list[str]]:
     """The share of input energy that is covered per matrix, and the kinds of input it is known for."""
+    if not run.constrained:
+        return None, []
     modules: dict[str, dict[str, float]] = {}
     for name, module in run.modules.items():
         known = {kind: finite(value) for kind, value in mapping(module.get("coverage")).items()}
         if values := {kind: value for kind, value in known.items() if value is not None}:
             modules[name] = values
     kinds = list(dict.fromkeys(kind for values in modules.values() for kind in values))
-    if not modules or not run.constrained:
+    if not modules:
         return None, []
     drawing = to_html(layers.coverage(modules, kinds), f"Coverage of {enumeration(kinds)} for {len(modules)} matrices.")
     return Picture("Input energy covered", drawing), kinds

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from palora.pages.results import Results
-from palora.pages.run_folder import finite, mapping
+from palora.pages.run_folder import finite
 from palora.table import percent
 from palora.wording import significant
 
@@ -88,7 +88,7 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
     update = [
         row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
-        row("in the loss", lambda arm: Cell(_loss(results.update(arm, "loss")))),
+        row("in the loss", lambda arm: Cell(", ".join(f"{t} {w:g}" for t, w in results.loss(arm).items()) or "–")),
         row("leak", lambda arm: plain(results.update(arm, "leak"))),
         row("drift", lambda arm: plain(results.update(arm, "drift"))),
         row("‖ΔW‖", lambda arm: plain(results.update(arm, "norm"))),
@@ -98,9 +98,3 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     groups.append(("the update", update))
     measured_rows = ((head, [row for row in rows if any(c.text != "–" for c in row.cells)]) for head, rows in groups)
     return [(heading, rows) for heading, rows in measured_rows if rows]
-
-
-def _loss(added: Any) -> str:
-    """What stands in an arm's loss beside the facts."""
-    weights = {term: finite(weight) for term, weight in mapping(added).items()}
-    return ", ".join(f"{term} {weight:g}" for term, weight in weights.items() if weight is not None) or "–"

@@ -69,8 +69,13 @@ class Results:
         return None if own is None or not whole else (own[0] / whole, own[1] / whole)
 
     def update(self, arm: str, name: str) -> Any:
-        """rule, loss, leak, drift, norm, relative_norm or parameters of a trained arm."""
+        """rule, leak, drift, norm, relative_norm or parameters of a trained arm."""
         return mapping(self._update.get(arm)).get(name)
+
+    def loss(self, arm: str) -> dict[str, float]:
+        """What stood in a trained arm's loss beside the facts, by its weight."""
+        weights = {term: finite(weight) for term, weight in mapping(self.update(arm, "loss")).items()}
+        return {term: weight for term, weight in weights.items() if weight is not None}
 
     def layers(self, name: str) -> dict[str, dict[str, float]]:
         """{arm: {matrix: value}} of leak, drift, norm or relative_norm, without the missing ones."""
