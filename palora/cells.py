@@ -47,7 +47,7 @@ from palora.tuners import live_delta
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 2  # of a cell's file; counted up when what is measured changes, or the default of a setting
+FORMAT = 3  # of a cell's file; counted up when what is measured changes, or the default of a setting
 NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
 
 
@@ -80,7 +80,7 @@ def sources_of(c: Comparison) -> stages.Sources:
 def shared_inputs(c: Comparison) -> str:
     """A hash of what all cells depend on: model, data, expert, and what is measured."""
     files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.kept_facts, c.text, c.prompts)]
-    skills = [(s, stages.identity(s.partition("#")[0])) for s in (*c.skills, "", *c.keep_skills)]
+    skills = [[stages.skill_identity(s) for s in listed] for listed in (c.skills, c.keep_skills)]
     return _hash(FORMAT, files, skills, c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation)
 
 

@@ -186,7 +186,7 @@ def protect(
         float | None,
         typer.Option("--share", help="Protected share of importance or input energy."),
     ] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rules; covariance: 10.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rules. Default: 10.")] = None,
     sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
     keep_skills: KeepSkills = 1.0,
     keep_known_facts: KeepKnownFacts = None,
@@ -206,10 +206,8 @@ def protect(
     """Find the protected subspace of every targeted matrix, by the inputs of the skills (without a skill: of everything
     that is kept; --keep-… weigh otherwise). The statistics of everything are stored, for the loss of `palora inject`.
     --facts is for their coverage only."""
-    from palora.recipe import DEFAULT_STRENGTH, ProtectSettings
+    from palora.recipe import ProtectSettings
 
-    if rule == "covariance" and all(budget is None for budget in (k, fraction, share, strength)):
-        strength = DEFAULT_STRENGTH
     settings = _settings(
         ProtectSettings,
         rule=rule,
@@ -270,7 +268,7 @@ def inject(
     ] = None,
     drift: Annotated[
         float,
-        typer.Option(help="Weight of drift² on what --protection saw, beside the facts' summed loss. Try 20000."),
+        typer.Option(help="Weight of drift² on what --protection saw, beside the facts' loss × number. Try 20000."),
     ] = 0.0,
     replay: Annotated[float, typer.Option(help="Weight of the loss on rows of what is kept.")] = 0.0,
     distil: Annotated[float, typer.Option(help="Weight of KL(start || now) on rows of what is kept.")] = 0.0,

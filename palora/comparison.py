@@ -22,6 +22,7 @@ from palora.recipe import (
     read_values,
 )
 from palora.rules import EXPERT_RULES, KEEP_RULES
+from palora.tuners import check_terms
 
 SCALE_RULES = EXPERT_RULES - KEEP_RULES  # those that look at an expert's scales and nothing else
 INPUT_RULES = KEEP_RULES - EXPERT_RULES
@@ -168,9 +169,11 @@ class Comparison(_Strict):
                 raise ValueError(f"methods.{name}: only an update of LoRA is linear in B, so that it can be scaled")
             for rate in method.learning_rates:
                 try:
-                    self.training(name, rate)
+                    check_terms(method.tuner, self.training(name, rate))
                 except ValidationError as error:
                     raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
+                except InputError as error:
+                    raise ValueError(f"methods.{name}: {error}") from None
             try:
                 self.probed(name)
             except ValidationError as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -28,7 +27,7 @@ from palora.recipe import InjectSettings
 from palora.regularisers import Drift, Rehearsal, Term
 from palora.statistics import InputStatistics, combine
 from palora.subspace import ProtectedSubspaces
-from palora.tuners import BILINEAR, Tuner, tune
+from palora.tuners import BILINEAR, Tuner, check_terms, tune
 from palora.watching import FACTORS, Allowance, ExactResume, OnRecall, Watch, diverged
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ def inject(
     from datasets import Dataset
     from trl import SFTTrainer
 
+    check_terms(tuner, settings)
     rows = _rows(model, tokenizer, facts, settings)
     names = taught(list(protection or find_targets(model, targets)), settings.targets)
     modules = find_targets(model, names)
@@ -89,10 +89,12 @@ def inject(
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
     W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
-    term = _drift(settings, weighed, W, tuner, len(rows))
+    term = Drift(weighed, W, settings.drift / len(rows)) if settings.drift else None
     skills = (statistics or {}).get("skills")
     measured = Drift(skills, W) if skills and tuner in BILINEAR else None
-    terms: list[Term] = [*([term] if term else []), *_rehearsal(settings, kept, seed, tuner)]
+    terms: list[Term] = [term] if term else []
+    if settings.rehearses:
+        terms.append(Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed))
     examples = [example for thing in kept if thing.weight > 0 for example in thing.examples]
     tuned = tune(model, settings, names, protection, tuner, examples)
     allowance = None
@@ -143,30 +145,6 @@ def inject(
         "seed": seed,
     }
     return tuned.eval(), record
-
-
-def _drift(
-    settings: InjectSettings,
-    weighed: Mapping[str, InputStatistics],
-    W: Mapping[str, Tensor],
-    tuner: Tuner,
-    rows: int,
-) -> Drift | None:
-    """The drift term of the loss, if the settings want one: λ beside the sum over all rows, λ / n beside the mean."""
-    if not settings.drift:
-        return None
-    if tuner not in BILINEAR:
-        raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
-    return Drift(weighed, W, settings.drift / rows)
-
-
-def _rehearsal(settings: InjectSettings, kept: Sequence[Kept], seed: int, tuner: Tuner) -> list[Term]:
-    """Replay and distillation, if the settings want them."""
-    if not settings.rehearses:
-        return []
-    if settings.distil and tuner in ("full", "corda"):
-        raise InputError(f"inject.distil needs the untrained model beside the trained one; the tuner {tuner} has none")
-    return [Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed)]
 
 
 def _last(curve: Sequence[Mapping[str, Any]], key: str) -> Any:

@@ -189,15 +189,6 @@ def _unfold_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             state_dict[key] = subspace.unproject_input(folded.float()).to(folded.dtype)
 
 
-def constrained_layers(model: nn.Module) -> dict[str, PaloraLinear]:
-    """The constrained layers of a PEFT model, by the path of the matrix in the base model."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, PaloraLinear)
-    }
-
-
 def factors(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, Tensor, float]]:
     """A' (r, n), B' (m, r) and the scaling α / r of the adapter `default` of a LoRA model in training, by the path of
     the matrix in the base model: differentiable, and folded where there is a protection."""

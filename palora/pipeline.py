@@ -6,6 +6,7 @@ A run directory holds `recipe.yaml`, `expert/`, `protection/`, `adapter/`, `arms
 `evaluation.json` and `report.html`. Run again with the same recipe, it continues where it was.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from palora.files import atomic_write_text, check_replaceable, check_writable
 from palora.metrics import read_metrics, write_metrics
 from palora.recipe import Recipe, dump_recipe
 from palora.skills import SPLITS
+
+log = logging.getLogger("palora")
 
 
 def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
@@ -113,3 +116,8 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
     for skill in (trained, *others):
         for split in SPLITS if skill is trained else ("train", "test"):
             skill.problems(split, 1, recipe.seed)
+    if recipe.inject.added and not (recipe.known_facts or recipe.kept_facts or recipe.text or recipe.prompts):
+        log.warning(
+            "only the skill is kept: more of what else the model knows will be lost. Give prompts=FILE (questions of "
+            "the new facts' kind, but not among them; no answers needed) or known_facts=FILE"
+        )

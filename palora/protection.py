@@ -62,7 +62,7 @@ def protect(
 
     Raises: InputError where rule, budget, expert and model do not go together.
     """
-    sides = check_rule(rule, budget, sides)
+    budget, sides = check_rule(rule, budget, sides)
     if rule in EXPERT_RULES and expert is None:
         raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
     if rule in KEEP_RULES and keep is None:

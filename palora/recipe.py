@@ -16,7 +16,6 @@ from palora.errors import InputError
 ADDED = ("drift", "replay", "distil")  # to the loss
 PLAIN = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None}  # what an arm does without unless it says so
 ARM_NAME = r"\w[\w.-]*"  # it names a folder
-DEFAULT_STRENGTH = 10.0  # of the soft rule covariance; see docs/design.md
 
 
 class _Settings(BaseModel):
@@ -51,7 +50,7 @@ class ExpertSettings(_Settings):
 
 
 class KeepSettings(_Settings):
-    """What is to be kept: relative weights of what the protection's statistics are collected from."""
+    """What is to be kept: relative weights of what a rule looks at. The skills only, unless weighed otherwise."""
 
     skills: float = Field(1.0, ge=0, description="weight of the skills, shared equally")
     known_facts: float = Field(0.0, ge=0, description="weight of the known facts")
@@ -68,15 +67,25 @@ class KeepSettings(_Settings):
         return {kind: getattr(self, kind) for kind in ("skills", "known_facts", "text", "prompts")}
 
 
+class KeepAllSettings(KeepSettings):
+    """Relative weights of what the loss keeps. Everything alike, unless weighed otherwise."""
+
+    known_facts: float = Field(1.0, ge=0, description="weight of the known facts")
+    text: float = Field(1.0, ge=0, description="weight of the plain text")
+    prompts: float = Field(1.0, ge=0, description="weight of the prompts, with the model's own answers")
+
+
 class ProtectSettings(_Settings):
-    """The protected subspace. One of k, fraction, share and strength."""
+    """The protected subspace. One of k, fraction, share and strength; the soft rules have a default."""
 
     rule: str = Field("covariance", description="a name in rules.py: svf, sigma, activation, covariance, …")
     k: int | None = Field(None, description="protected directions a matrix")
     fraction: float | None = Field(None, description="… as a fraction of the rank")
     share: float | None = Field(None, description="… as a share of the importance (activation: of the input energy)")
-    strength: float | None = Field(None, description="g of the soft rules covariance and svf_covariance")
-    sides: Literal["both", "input", "output"] | None = Field(None, description="by default both; input for input rules")
+    strength: float | None = Field(None, description="g of the soft rules covariance and svf_covariance; 10")
+    sides: Literal["both", "input", "output"] | None = Field(
+        None, description="by default both; input for the rules that look at inputs"
+    )
     keep: KeepSettings = Field(default_factory=KeepSettings)  # type: ignore[arg-type]
 
 
@@ -107,15 +116,15 @@ class InjectSettings(_Settings):
     stop_at_recall: float | None = Field(None, gt=0, le=1, description="stop when recall on the facts reaches this")
     recall_every: int = Field(2, ge=1, description="epochs between the recall checks; the last epoch has one")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
-    keep: KeepSettings = Field(
-        default_factory=lambda: KeepSettings(known_facts=1.0, text=1.0, prompts=1.0),  # type: ignore[call-arg]
+    keep: KeepAllSettings = Field(
+        default_factory=KeepAllSettings,  # type: ignore[arg-type]
         description="weights of what is kept by drift, replay and distil; examples and answers are of the last two "
         "(drift looks at the statistics of the protection)",
     )
     drift: float = Field(
         0.0,
         ge=0,
-        description="λ of λ · drift² on what is kept, beside the summed loss of all facts (their mean: λ / n)",
+        description="λ of λ / n · drift² on what is kept, beside the loss of the n facts, a mean over answer tokens",
     )
     replay: float = Field(0.0, ge=0, description="ρ: weight of the loss on rows of what is kept, beside the facts'")
     distil: float = Field(0.0, ge=0, description="κ: weight of KL(start ‖ now) on such rows")
@@ -168,7 +177,7 @@ class Recipe(_Settings):
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
     prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
     expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
-    protect: ProtectSettings = Field(default_factory=lambda: ProtectSettings(strength=DEFAULT_STRENGTH))  # type: ignore[call-arg]
+    protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
     inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
     arms: dict[str, ArmSettings] = Field(

@@ -4,8 +4,9 @@
     replay     ρ · the next-token loss on rows of what is kept
     distil     κ · KL(start ‖ now) on the same rows: the model as it was before stage 2 is its own teacher
 
-The loss of the facts is a mean over their N rows, so λ stands beside their sum: more facts weigh more against what is
-kept, as more evidence does against a prior. With λ / N fixed at 100, 200 facts were learned and 1,000 stopped at 92%.
+The loss of the facts is a mean over the answer tokens of their N rows, so λ stands beside N times that: more facts
+weigh more against what is kept, as more evidence does against a prior. With λ / N fixed at 100, 200 facts were learned
+and 1,000 stopped at 92%.
 
 The last two show the model rows that it can already answer. None of them is a constraint; all can stand beside one.
 """

@@ -39,13 +39,13 @@ Sides = Literal["both", "input", "output"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to protect in each matrix: exactly one of the four.
+    """How much to protect in each matrix: one of the four.
 
     Args:
         k: a number of directions.
         fraction: of the rank r = min(m, n) (component rules) or of the n inputs (`activation`), in (0, 1].
         share: of the total importance (for `activation`: of the energy of the inputs), in (0, 1].
-        strength: g of the soft rule `covariance`, > 0.
+        strength: g of the soft rules, > 0; 10 where they are given none of the four.
     """
 
     k: int | None = None
@@ -222,13 +222,15 @@ RULES: dict[str, Rule] = {
 INPUT_RULES = frozenset({"activation", "covariance", "svf_covariance"})  # these have no output side
 KEEP_RULES = INPUT_RULES | {"whitened"}  # these need something to keep
 SOFT_RULES = frozenset({"covariance", "svf_covariance"})
+DEFAULT_STRENGTH = 10.0  # of these; see docs/design.md
 EXPERT_RULES = frozenset({"svf", "svf_weighted", "svf_covariance"})  # these need an expert
 
 
-def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
+def check_rule(rule: str, budget: Budget, sides: Sides | None) -> tuple[Budget, Sides]:
     """Check that a rule, a budget and sides go together, before any work is done.
 
-    Returns: the sides, with the rule's default for None: `input` for input rules, `both` for the others.
+    Returns: the budget and the sides, with the rule's defaults where none were given: strength 10 for the soft rules;
+    `input` for rules that look at inputs, `both` for the others.
 
     Raises: InputError.
     """
@@ -239,8 +241,8 @@ def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
     given = [name for name, value in vars(budget).items() if value is not None]
     if rule == "none" and given:
         raise InputError(f"the rule none protects nothing and takes no {given[0]}")
-    if rule in SOFT_RULES and given != ["strength"]:
-        raise InputError(f"the rule {rule} takes a strength" + (f", not {given[0]}" if given else ""))
+    if rule in SOFT_RULES and given not in ([], ["strength"]):
+        raise InputError(f"the rule {rule} takes a strength, not {given[0]}")
     if rule not in SOFT_RULES and rule != "none":
         if budget.strength is not None:
             raise InputError(f"the rule {rule} takes k, fraction or share; strength belongs to the soft rules")
@@ -250,4 +252,6 @@ def check_rule(rule: str, budget: Budget, sides: Sides | None) -> Sides:
         raise InputError("random components have no share of an importance; give k or fraction")
     if rule in INPUT_RULES and sides in ("both", "output"):
         raise InputError(f"the rule {rule} protects the input side only; use sides input")
-    return sides or ("input" if rule in INPUT_RULES else "both")
+    if rule in SOFT_RULES and not given:
+        budget = Budget(strength=DEFAULT_STRENGTH)
+    return budget, sides or ("input" if rule in KEEP_RULES else "both")

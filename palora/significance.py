@@ -57,13 +57,14 @@ def t_quantile(df: int, level: float = 0.95) -> float:
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
-    """The two-sided p of the paired t-test; None below two differences."""
+    """The two-sided p of the paired t-test; None below two differences, and where all are the same number but 0: what
+    does not vary says nothing of how much it may."""
     n = len(differences)
     if n < 2:
         return None
     mean, spread = fmean(differences), stdev(differences)
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
+    if spread <= 1e-12 * abs(mean):
+        return 1.0 if mean == 0 else None
     return t_two_sided(mean / (spread / math.sqrt(n)), n - 1)
 
 

@@ -439,9 +439,8 @@ def spectrum(
 
 def check_protection(settings: ProtectSettings) -> Budget:
     """The budget of a protection. Raises InputError where rule, budget and sides do not go together."""
-    budget = Budget(settings.k, settings.fraction, settings.share, settings.strength)
-    check_rule(settings.rule, budget, settings.sides)
-    return budget
+    given = Budget(settings.k, settings.fraction, settings.share, settings.strength)
+    return check_rule(settings.rule, given, settings.sides)[0]
 
 
 def get_skills(specs: Sequence[str]) -> list[Skill]:

@@ -75,6 +75,14 @@ def tune(
     return get_peft_model(model, LoraConfig(**common, use_dora=tuner == "dora"))
 
 
+def check_terms(tuner: Tuner, settings: InjectSettings) -> None:
+    """Check that a tuner can be trained with what the settings add to the loss. Raises InputError."""
+    if settings.drift and tuner not in BILINEAR:
+        raise InputError(f"inject.drift is for an update of the form B A; the tuner {tuner} has another")
+    if settings.distil and tuner in ("full", "corda"):
+        raise InputError(f"inject.distil needs the untrained model beside the trained one; the tuner {tuner} has none")
+
+
 def _corda(model: "PreTrainedModel", common: dict[str, Any], kept: Sequence[Example]) -> Any:
     from peft.tuners.lora.config import CordaConfig
 

@@ -49,6 +49,14 @@ def tiny_llama(**changes):
     return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
 
 
+def constrained_layers(model):
+    """The constrained layers of a PEFT model, by the path of the matrix in the base model."""
+    from palora.lora import PaloraLinear
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PaloraLinear)}
+    return {name.removeprefix("base_model.model."): module for name, module in layers.items()}
+
+
 @pytest.fixture
 def model():
     """A fresh tiny model; tests may change it."""

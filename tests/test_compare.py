@@ -116,6 +116,14 @@ def test_done_cells_are_not_done_again_and_changed_ones_are(finished, values, mo
     assert len({training_key(c, shared, cell) for cell in compare.plan(c)}) == len(compare.plan(c)) == 6
 
 
+def test_a_skill_whose_files_have_changed_is_another_skill(values, tmp_path):
+    (tmp_path / "test.jsonl").write_text("{}")
+    c = Comparison.model_validate(values | {"skills": ["chain", f"gsm8k:{tmp_path}"]})
+    before = shared_inputs(c)
+    (tmp_path / "test.jsonl").write_text("{ }")
+    assert shared_inputs(c) != before
+
+
 def test_a_training_that_is_scaled_now_is_done_when_its_adapters_are_there(finished, values, tmp_path):
     """Whether another method scales it changes nothing in its numbers, so nothing in its key."""
     out, _ = finished
@@ -411,6 +419,11 @@ def test_the_page_calls_a_skill_by_its_name_however_far_the_first_run_got(finish
         (
             {"methods": {"lora": {"learning_rates": [1e-3], "tuner": "osf", "protect": {"rule": "sigma", "k": 2}}}},
             "osf",
+        ),
+        (
+            {"methods": {"lora": {"learning_rates": [1]}, "dora": {"learning_rates": [1], "tuner": "dora"}}}
+            | {"inject": {"drift": 1.0}},
+            "methods.dora: inject.drift is for an update of the form B A",
         ),
         ({"loads": [4, 4]}, "each once"),
         ({"only": ["none"]}, "only: there is no method none; there are lora"),

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import constrained_layers, tiny_llama
 
 from palora import injection, watching
 from palora.errors import InputError, PaloraError
 from palora.facts import Fact
 from palora.injection import inject
 from palora.keep import Keep
-from palora.lora import constrained_layers
 from palora.metrics import read_metrics
 from palora.prompts import encode_example
 from palora.protection import protect

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import constrained_layers, tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from reference import delta as reference_delta
 from reference import leak as reference_leak
@@ -17,7 +17,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalL
 from palora import PaloraConfig, ProtectedSubspace, ProtectedSubspaces
 from palora.decomposition import decompose
 from palora.errors import InputError
-from palora.lora import constrained_layers
 from palora.models import find_targets, weight
 from palora.prompts import Example
 from palora.rules import RULES, Budget, Evidence

@@ -68,6 +68,22 @@ def finished(values, tmp_path_factory):
     return out
 
 
+def test_keeping_nothing_but_the_skill_is_warned_of(values, tmp_path, caplog):
+    """The loss holds known facts by what it is given of their kind."""
+
+    def warned(**changes):
+        recipe = parse_recipe(values | changes)
+        caplog.clear()
+        pipeline._check(recipe, stages.Base(recipe.model), tmp_path / "out")
+        return "only the skill is kept" in caplog.text
+
+    drift = {**values["inject"], "drift": 100.0}
+    assert not warned(inject=drift)
+    assert warned(inject=drift, known_facts=None)
+    assert not warned(inject=drift, known_facts=None, text=values["facts"])
+    assert not warned(known_facts=None), "plain protection was never meant to hold them"
+
+
 def test_the_contract(finished):
     for name in ("recipe.yaml", "metrics.jsonl", "evaluation.json", "report.html"):
         assert (finished / name).stat().st_size > 0, name

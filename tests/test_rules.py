@@ -171,10 +171,13 @@ def test_what_does_not_go_together(rule, budget, sides, message):
         check_rule(rule, Budget(**budget), sides)
 
 
-def test_default_sides():
-    assert check_rule("svf", Budget(k=1), None) == "both"
-    assert check_rule("activation", Budget(k=1), None) == "input"
-    assert check_rule("covariance", Budget(strength=1), None) == "input"
+def test_the_defaults_of_a_rule():
+    assert check_rule("svf", Budget(k=1), None) == (Budget(k=1), "both")
+    assert check_rule("activation", Budget(k=1), None) == (Budget(k=1), "input")
+    assert check_rule("whitened", Budget(k=1), None) == (Budget(k=1), "input")
+    assert check_rule("whitened", Budget(k=1), "both") == (Budget(k=1), "both")
+    assert check_rule("covariance", Budget(strength=1), None) == (Budget(strength=1), "input")
+    assert check_rule("svf_covariance", Budget(), None) == (Budget(strength=10), "input")
 
 
 def test_rules_say_what_they_miss(evidence):

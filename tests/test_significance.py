@@ -30,6 +30,8 @@ def test_the_paired_t_test_by_hand():
     assert paired_t([1, 2, 3, 4]) == pytest.approx(0.03047, abs=1e-4)
     assert paired_t([-1, 1, -1, 1]) == 1
     assert paired_t([1]) is None
+    assert paired_t([0, 0]) == 1
+    assert paired_t([0.1 * 3, 0.3, 0.3]) is None, "equal but for rounding: no p of 0"
 
 
 def test_the_sign_flip_test_by_hand():

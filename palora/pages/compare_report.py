@@ -34,7 +34,8 @@ def choose_rates(
     """The learning rate of each trained method, by load.
 
     Of the rates that pass `choose_at` with the most seeds it is the one that keeps most of the kept skills at that
-    moment, on *validation* problems. Where no rate passes, it is the one with the highest final recall.
+    moment, on *validation* problems; of those that keep as much, the one with the highest final recall. Where no rate
+    passes, it is that as well.
     """
     experts = {r["seed"]: r["expert"]["validation"] for r in references}
     at = mark(c.choose_at)
@@ -297,7 +298,8 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         f"{c['inject']['recall_every']} epochs; at most {c['inject']['epochs']} epochs).",
         f"Each method at the learning rate of its sweep that keeps most of {', '.join(c['keep_skills'])} at "
         f"{c['choose_at']:.0%} recall on {c['validation']} validation problems, of the rates that reach it with most "
-        f"seeds. What is shown is measured on {c['evaluate']['problems']} test problems a skill and seed.",
+        "seeds; of rates that tie, the one with the highest final recall. "
+        f"What is shown is measured on {c['evaluate']['problems']} test problems a skill and seed.",
         "Kept: skill accuracy over the seed's expert's (or the base's). Means over the seeds that reached the "
         "milestone, with 95% t-intervals.",
         "Paired differences over seeds, corrected by Holm within a milestone. The t-test takes differences to be about "
