@@ -43,6 +43,7 @@ from palora.statistics import InputStatistics, from_tensors
 from palora.subspace import STATISTICS, ProtectedSubspaces
 from palora.svf import Expert
 from palora.tuners import live_delta
+from palora.versions import machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -349,6 +350,7 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
             **{"moments": moments, "curve": curve, "resumed": resumed},
             "coverage": _coverage(statistics, protected),
             "peak_memory": peak_memory(),
+            "machine": machine(),
             "seconds": round(time.monotonic() - started, 2),
         }
         write_json(out / "cells" / f"{key}.json", result)
@@ -378,6 +380,7 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
             adapted.unload()
         result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}
         result |= {"seconds": round(time.monotonic() - started, 2), "coverage": {"skill": 0.0, "facts": 0.0}}
+        result["machine"] = machine()
         write_json(out / "cells" / f"{key}.json", result)
     return ", ".join(f"x {moment['factor']:.2f}: recall {moment['recall']:.0%}" for moment in moments.values())
 

@@ -9,7 +9,6 @@ measured on test problems. Stopped anywhere and started again with the same comm
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -107,7 +106,8 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
         crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in missing])
     runs += [_run(out, s.cell, s.key) for s in scaled]
     result = summarise(c, runs, measured, chosen)
-    result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": _machine()}
+    machines = " and ".join(sorted({run["machine"] for run in runs}))
+    result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": machines}
     write_json(out / "compare.json", result)
     write_pages(result, out)
     return result
@@ -186,11 +186,3 @@ def _file(out: Path, key: str) -> Path:
 
 def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:
     return {**vars(cell), "key": key, **read_json(_file(out, key), "moments")}
-
-
-def _machine() -> str:
-    import platform
-
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} CPUs"
