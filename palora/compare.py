@@ -38,8 +38,9 @@ from palora.comparison import Comparison
 from palora.errors import InputError
 from palora.facts import read_facts
 from palora.files import atomic_write_text, check_replaceable, check_writable, read_json, write_json
-from palora.pages.compare_report import choose_rates, summarise, write_pages
+from palora.pages.compare_report import write_pages
 from palora.skills import get_skill
+from palora.summary import choose_rates, summarise
 from palora.versions import versions
 from palora.workers import Job, Workers
 

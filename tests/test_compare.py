@@ -15,8 +15,9 @@ from palora.comparison import Comparison, load_comparison
 from palora.errors import DivergedError, InputError
 from palora.facts import write_facts
 from palora.files import load_tensors, read_json
-from palora.pages.compare_report import choose_rates, front, render, summarise, write_pages
+from palora.pages.compare_report import front, render, write_pages
 from palora.plots.tradeoff import Point
+from palora.summary import choose_rates, summarise
 from palora.svf import Expert
 from palora.testbed.world import known_facts, new_facts
 
@@ -285,7 +286,7 @@ def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_pat
                 [found, *_] = synthetic(
                     [kept[cell.learning_rate]] * 3, [kept[cell.learning_rate]] * 3, rate=cell.learning_rate
                 )
-                found |= {"seed": cell.seed}
+                found |= {"seed": cell.seed, "machine": "one core"}
                 cells.write_json(out / "cells" / f"{key}.json", {**found, "kind": "training"})
             elif job.work is cells.run_reference:
                 _, out, key, seed = job.arguments
@@ -297,6 +298,7 @@ def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_pat
     result = compare.compare(c, tmp_path / "out")
     assert ran == [(0.01, 0), (0.02, 0), (0.02, 1), (0.02, 2)]
     assert result["chosen"] == {"4": {"lora": 0.02}} and result["table"]["4"]["0.5"]["lora"]["seeds"] == 3
+    assert result["machine"] == "one core"
 
 
 def test_the_front_is_what_nothing_beats():
