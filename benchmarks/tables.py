@@ -1,8 +1,9 @@
 """Write the tables and pictures of docs/evidence.md from benchmarks/results: `python benchmarks/tables.py`.
 
 A table stands between `<!-- NAME LOAD [METHOD,…] -->` and `<!-- end -->`, where NAME is a file of the results: the
-methods (all, or those named) when recall first passes 95%. With `paired` before NAME it holds the paired differences to
-the reference, with `predictors` the rank correlations.
+methods (all, or those named) when recall first passes the milestone that rates are chosen at, 95% unless the comparison
+says otherwise. With `paired` before NAME it holds the paired differences to the reference, with `predictors` the rank
+correlations.
 """
 
 import json
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from palora.cells import mark
 from palora.pages.compare_report import draw_kept, families, kept_points, test_rows, with_interval
 from palora.plots.figure import to_png
 from palora.table import markdown_table
@@ -46,7 +48,7 @@ def _methods(found: Mapping[str, Any], load: str, only: Sequence[str] | None) ->
     skills = list(found["references"]["expert"])
     heads = ["method", "rate", "reached", *(f"`{s}` kept" for s in skills), "known facts left", "paraphrases"]
     rows = []
-    methods = found["table"][load]["0.95"]
+    methods = found["table"][load][_at(found)]
     for name, row in methods.items() if only is None else [(name, methods[name]) for name in only]:
         reached = "scaled" if row["scaled"] else f"{row['reached']} of {row['seeds']}"
         kept = [_short(row["retention"].get(skill, {}).get("vs_expert")) for skill in skills]
@@ -57,8 +59,12 @@ def _methods(found: Mapping[str, Any], load: str, only: Sequence[str] | None) ->
     return markdown_table([*heads, "drift", "‖ΔW‖", "epochs", "s"], rows)
 
 
+def _at(found: Mapping[str, Any]) -> str:
+    return mark(found["comparison"]["choose_at"])
+
+
 def _paired(found: Mapping[str, Any], load: str) -> list[str]:
-    tested = families(found["paired"][load]["0.95"])
+    tested = families(found["paired"][load][_at(found)])
     columns = [{name: (difference, p) for name, difference, p, _ in test_rows(tests)} for _, tests in tested]
     names = dict.fromkeys(name for column in columns for name in column)
     heads = [cell for what, _ in tested for cell in (what, "p (t, Holm)")]

@@ -22,7 +22,7 @@ from palora.skills import get_skill
 MLP = ("gate_proj", "up_proj", "down_proj")  # the targeted matrices W (m × n, out × in) of a Llama
 EXPERT = {"objective": "reward", "steps": 30, "problems": 256, "rollouts": 256, "expert_lr": 0.05, "expert_clip": 1.0}
 VALIDATE = {"every": 5, "validation": 400}
-PROTECT = {"k": None, "strength": 10.0}  # with k hard (the paper's), without it soft (ours)
+PROTECT = {"k": None, "strength": 1.0}  # with k hard (the paper's), without it soft (ours)
 INJECT = {"epochs": 28, "batch": 50, "lr": 0.002, "clip": 1.0, "weight_decay": 0.01, "r": 8, "alpha": 16}
 
 

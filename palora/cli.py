@@ -186,7 +186,7 @@ def protect(
         float | None,
         typer.Option("--share", help="Protected share of importance or input energy."),
     ] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rules. Default: 10.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Of the soft rules. Default: 1.")] = None,
     sides: Annotated[str | None, typer.Option("--sides", help="both, input or output.")] = None,
     keep_skills: KeepSkills = 1.0,
     keep_known_facts: KeepKnownFacts = None,

@@ -82,7 +82,7 @@ class ProtectSettings(_Settings):
     k: int | None = Field(None, description="protected directions a matrix")
     fraction: float | None = Field(None, description="… as a fraction of the rank")
     share: float | None = Field(None, description="… as a share of the importance (activation: of the input energy)")
-    strength: float | None = Field(None, description="g of the soft rules covariance and svf_covariance; 10")
+    strength: float | None = Field(None, description="g of the soft rules covariance and svf_covariance; 1")
     sides: Literal["both", "input", "output"] | None = Field(
         None, description="by default both; input for the rules that look at inputs"
     )

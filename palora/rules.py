@@ -45,7 +45,7 @@ class Budget:
         k: a number of directions.
         fraction: of the rank r = min(m, n) (component rules) or of the n inputs (`activation`), in (0, 1].
         share: of the total importance (for `activation`: of the energy of the inputs), in (0, 1].
-        strength: g of the soft rules, > 0; 10 where they are given none of the four.
+        strength: g of the soft rules, > 0; 1 where they are given none of the four.
     """
 
     k: int | None = None
@@ -222,14 +222,14 @@ RULES: dict[str, Rule] = {
 INPUT_RULES = frozenset({"activation", "covariance", "svf_covariance"})  # these have no output side
 KEEP_RULES = INPUT_RULES | {"whitened"}  # these need something to keep
 SOFT_RULES = frozenset({"covariance", "svf_covariance"})
-DEFAULT_STRENGTH = 10.0  # of these; see docs/design.md
+DEFAULT_STRENGTH = 1.0  # of these; see docs/design.md
 EXPERT_RULES = frozenset({"svf", "svf_weighted", "svf_covariance"})  # these need an expert
 
 
 def check_rule(rule: str, budget: Budget, sides: Sides | None) -> tuple[Budget, Sides]:
     """Check that a rule, a budget and sides go together, before any work is done.
 
-    Returns: the budget and the sides, with the rule's defaults where none were given: strength 10 for the soft rules;
+    Returns: the budget and the sides, with the rule's defaults where none were given: strength 1 for the soft rules;
     `input` for rules that look at inputs, `both` for the others.
 
     Raises: InputError.

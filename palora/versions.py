@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """Versions of palora, Python and the libraries whose behaviour a result depends on."""
-    found = {"python": platform.python_version()}
+    """The machine, and the versions of palora, Python and the libraries whose behaviour a result depends on."""
+    found = {"machine": machine(), "python": platform.python_version()}
     for package in ("palora", "torch", "transformers", "peft", "trl", "accelerate", "datasets"):
         try:
             found[package] = version(package)

@@ -2,8 +2,10 @@
 
 from example_run import ACCURACY, evaluation
 
+from palora.pages.findings import RULES as SAID
 from palora.pages.findings import findings, headline
 from palora.pages.results import Results
+from palora.rules import RULES
 
 
 def test_headline_gives_the_numbers_of_the_evaluation() -> None:
@@ -58,3 +60,7 @@ def test_without_an_expert_the_base_is_the_reference() -> None:
     del values["arms"]["expert"]
     values["retention"]["palora"]["chain"] = {"vs_expert": None, "vs_base": 1.26}
     assert "kept 126% of the base's chain skill" in headline(Results(values))
+
+
+def test_the_report_says_what_every_rule_protects():
+    assert set(SAID) == set(RULES) - {"none"}

@@ -7,7 +7,8 @@ import yaml
 
 from palora.errors import InputError
 from palora.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from palora.rules import Budget, check_rule
+from palora.rules import Budget
+from palora.stages import check_protection
 from palora.testbed import demo_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +19,7 @@ MINIMAL = {"model": "m", "skills": ["chain"], "facts": "f.jsonl"}
 def test_every_shipped_recipe_loads_and_goes_together(path):
     recipe = load_recipe(path)
     for arm in recipe.trained_arms:
-        protect, _ = recipe.arm(arm)
-        check_rule(protect.rule, Budget(protect.k, protect.fraction, protect.share, protect.strength), protect.sides)
+        check_protection(recipe.arm(arm)[0])
     assert load_recipe_text(dump_recipe(recipe)) == recipe
 
 
@@ -31,11 +31,18 @@ def test_the_default_recipe_names_every_key():
     """A key that is added to the schema must be documented there."""
     shown = yaml.safe_load((ROOT / "recipes" / "default.yaml").read_text())
     assert set(shown) == set(Recipe.model_fields)
-    for section in ("expert", "inject", "evaluate"):
+    for section in ("expert", "protect", "inject", "evaluate"):
         assert set(shown[section]) == set(Recipe.model_fields[section].annotation.model_fields), section
-    assert set(shown["protect"]) | {"k", "fraction", "share"} == set(
-        Recipe.model_fields["protect"].annotation.model_fields
-    )
+
+
+def test_the_default_recipe_takes_another_rule():
+    def changed(*overrides):
+        protect = load_recipe(ROOT / "recipes" / "default.yaml", list(overrides)).protect
+        return protect.rule, check_protection(protect)
+
+    assert changed() == ("covariance", Budget(strength=1))
+    assert changed("protect.rule=none") == ("none", Budget())
+    assert changed("protect.rule=svf", "protect.k=64") == ("svf", Budget(k=64))
 
 
 def test_the_paper_recipe_is_the_published_one():

@@ -177,7 +177,7 @@ def test_the_defaults_of_a_rule():
     assert check_rule("whitened", Budget(k=1), None) == (Budget(k=1), "input")
     assert check_rule("whitened", Budget(k=1), "both") == (Budget(k=1), "both")
     assert check_rule("covariance", Budget(strength=1), None) == (Budget(strength=1), "input")
-    assert check_rule("svf_covariance", Budget(), None) == (Budget(strength=10), "input")
+    assert check_rule("svf_covariance", Budget(), None) == (Budget(strength=1), "input")
 
 
 def test_rules_say_what_they_miss(evidence):

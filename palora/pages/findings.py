@@ -195,6 +195,8 @@ RULES = {
     "random": "components drawn at random: the control that tells whether the choice matters",
     "activation": "the input directions that carry the most energy of what is to be kept",
     "covariance": "every input direction, softly, the more so the more energy of what is to be kept it carries",
+    "svf_covariance": "every input direction, softly, by its energy, and the more in matrices that the expert moved",
+    "whitened": "the input directions that make the largest outputs on what is to be kept",
 }
 
 
