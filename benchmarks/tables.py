@@ -3,16 +3,17 @@
 A table stands between `<!-- NAME LOAD [METHOD,…] -->` and `<!-- end -->`, where NAME is a file of the results: the
 methods (all, or those named) when recall first passes the milestone that rates are chosen at, 95% unless the comparison
 says otherwise. With `paired` before NAME it holds the paired differences to the reference, with `predictors` the rank
-correlations.
+correlations; `minus METHOD NAME:LOAD… METHOD,…` is the methods minus one of them, at several loads.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from palora import significance
 from palora.cells import mark
 from palora.pages.compare_report import draw_kept, families, kept_points, test_rows, with_interval
 from palora.plots.figure import to_png
@@ -38,6 +39,8 @@ def written(page: str) -> str:
 def _table_of(*what: str) -> str:
     if what[0] == "predictors":
         return "\n".join(_predictors(result(what[1]))).rstrip()
+    if what[0] == "minus":
+        return "\n".join(_minus(what[1], what[2:-1], what[-1].split(","))).rstrip()
     paired, (name, load, *methods) = what[0] == "paired", what[1:] if what[0] == "paired" else what
     only = methods[0].split(",") if methods else None
     rows = _paired(result(name), load) if paired else _methods(result(name), load, only)
@@ -72,6 +75,34 @@ def _paired(found: Mapping[str, Any], load: str) -> list[str]:
     return markdown_table(["method", *heads], rows)
 
 
+def _minus(against: str, places: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """Methods minus one, paired by seed at the milestone, with the p of the t-test (not corrected)."""
+    rows = []
+    for name, load in (place.split(":") for place in places):
+        found = result(name)
+        at, skill = _at(found), found["paired"][load][_at(found)]["skill"]
+        told: dict[str, tuple[str, Callable[[Any], float]]] = {
+            f"`{skill}` kept": ("+.1%", lambda m, skill=skill: m["retention"][skill]["vs_expert"]),
+            "known facts left": ("+.1%", lambda m: m["locality"]),
+            "epochs": ("+.1f", lambda m: m["epoch"]),
+        }
+        moments = {
+            (r["method"], r["seed"]): r["moments"][at]
+            for r in found["runs"]
+            if r["chosen"] and str(r["load"]) == load and at in r["moments"]
+        }
+        for method in methods:
+            seeds = [seed for own, seed in moments if own == method and (against, seed) in moments]
+            cells = []
+            for form, value in told.values():
+                differences = [value(moments[method, s]) - value(moments[against, s]) for s in seeds]
+                estimate, p = significance.estimate(differences), significance.paired_t(differences)
+                said = _short(estimate and estimate._asdict(), form)
+                cells.append(f"{said} (p = {p:.2g})" if p is not None else said)
+            rows.append([f"{int(load):,}", f"`{method}`", *cells, str(len(seeds))])
+    return markdown_table(["new facts", f"minus `{against}`", *told, "seeds"], rows)
+
+
 def _predictors(found: Mapping[str, Any]) -> list[str]:
     told = {"spearman": "the skill kept", "known_facts": "the known facts left", "epochs": "the epochs it took"}
     rows = [
@@ -81,9 +112,9 @@ def _predictors(found: Mapping[str, Any]) -> list[str]:
     return markdown_table(["rank correlation of", *(f"with {what}" for what in told.values()), "trainings"], rows)
 
 
-def _short(estimate: Mapping[str, Any] | None) -> str:
+def _short(estimate: Mapping[str, Any] | None, form: str = ".1%") -> str:
     """97.4% [96.0, 99.0]"""
-    return re.sub(r"%(?=[,\]])", "", with_interval(estimate))
+    return re.sub(r"%(?=[,\]])", "", with_interval(estimate, form))
 
 
 def _number(estimate: Mapping[str, Any] | None) -> str:

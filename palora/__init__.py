@@ -7,7 +7,7 @@ and the command line cost nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _PUBLIC = {
     "PaloraConfig": "palora.lora",

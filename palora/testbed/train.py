@@ -7,7 +7,6 @@ one).
 """
 
 import math
-import platform
 import random
 import time
 from pathlib import Path
@@ -114,7 +113,6 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "rare_operators": {"chain": {"*": RARE[chain][2]}, "minmax": {"|": RARE[minmax][2]}},
         "curve": curve,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - started),
         "versions": versions(),
