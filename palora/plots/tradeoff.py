@@ -62,7 +62,7 @@ def kept(points: Sequence[Point], styles: Mapping[str, Style], *, xlabel: str, y
     low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
     top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
     left = min([0.5, *((p.recall_ci or (p.recall, 0))[0] - 0.05 for p in points)])
-    axes.set(xlim=(max(-0.03, left), 1.12), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlim=(max(-0.03, left), 1.03), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
     _draw_points(axes, points, styles, (0.9, 0.95))
     return figure
 
