@@ -94,7 +94,8 @@ def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
     probe = [method.probe, stages.skill_identity(c.probed(cell.method)[0])] if method.probe else []
-    what = (method.protect, method.shuffle, method.tuner, *probe)
+    rule = stages.check_protection(method.protect) if method.protect else ()
+    what = (method.protect, *rule, method.shuffle, method.tuner, *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
 
@@ -272,7 +273,8 @@ def run_reference(c: Comparison, out: Path, key: str, seed: int) -> str:
     """Measure the base and the expert of a seed on the problems of that seed."""
     with quiet(out / "logs" / f"{key}.txt"):
         bench = Bench(c, out, seed)
-        found: dict[str, Any] = {"kind": "reference", "seed": seed, "base": bench.ask(bench.model)}
+        found: dict[str, Any] = {"kind": "reference", "seed": seed, "machine": machine()}
+        found["base"] = bench.ask(bench.model)
         bench.expert.apply(bench.model, c.model)
         found["expert"] = bench.ask(bench.model)
         write_json(out / "cells" / f"{key}.json", found)

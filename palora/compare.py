@@ -107,7 +107,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
         crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in missing])
     runs += [_run(out, s.cell, s.key) for s in scaled]
     result = summarise(c, runs, measured, chosen)
-    machines = " and ".join(sorted({run["machine"] for run in runs}))
+    machines = " and ".join(sorted({cell["machine"] for cell in (*runs, *measured)}))
     result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": machines}
     write_json(out / "compare.json", result)
     write_pages(result, out)

@@ -19,6 +19,7 @@ from palora.recipe import (
     InjectSettings,
     ProtectSettings,
     describe,
+    merged,
     read_values,
 )
 from palora.rules import EXPERT_RULES, KEEP_RULES
@@ -191,12 +192,12 @@ class Comparison(_Strict):
         """The settings that a method is trained with."""
         own = self.methods[method].inject
         fixed = {"learning_rate": learning_rate, "stop_at_recall": self.milestones[-1]}
-        return InjectSettings.model_validate({**self.inject.model_dump(), **own, **fixed})
+        return InjectSettings.model_validate(merged(self.inject.model_dump(), {**own, **fixed}))
 
     def probed(self, method: str) -> tuple[str, ExpertSettings]:
         """The skill that a method's rule looks at, and the settings of the expert that it looks at."""
         probe = self.methods[method].probe or Probe()  # type: ignore[call-arg]
-        settings = ExpertSettings.model_validate({**self.expert.model_dump(), **probe.expert})
+        settings = ExpertSettings.model_validate(merged(self.expert.model_dump(), probe.expert))
         return probe.skill or self.keep_skills[0], settings
 
     def base(self, method: str) -> Literal["expert", "original"]:

@@ -116,7 +116,8 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
     for skill in (trained, *others):
         for split in SPLITS if skill is trained else ("train", "test"):
             skill.problems(split, 1, recipe.seed)
-    if recipe.inject.added and not (recipe.known_facts or recipe.kept_facts or recipe.text or recipe.prompts):
+    given = {"known_facts": recipe.kept_facts or recipe.known_facts, "text": recipe.text, "prompts": recipe.prompts}
+    if recipe.inject.added and not any(file and recipe.inject.keep.weights[kind] for kind, file in given.items()):
         log.warning(
             "only the skill is kept: more of what else the model knows will be lost. Give prompts=FILE (questions of "
             "the new facts' kind, but not among them; no answers needed) or known_facts=FILE"

@@ -203,7 +203,7 @@ class Recipe(_Settings):
             return self.protect, self.inject
         own = self.arms.get(name) or ArmSettings()  # type: ignore[call-arg]
         protect = ProtectSettings.model_validate(own.protect or {"rule": "none"})
-        return protect, InjectSettings.model_validate(self.inject.model_dump() | PLAIN | own.inject)
+        return protect, InjectSettings.model_validate(merged(self.inject.model_dump() | PLAIN, own.inject))
 
     @property
     def trained_arms(self) -> list[str]:
@@ -268,11 +268,12 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(other, str):
         raise InputError(f"{path}: extends must be the path of a recipe, not {other!r}")
-    return _merged(_read(path.parent / other, (*extended, path.resolve())), values)
+    return merged(_read(path.parent / other, (*extended, path.resolve())), values)
 
 
-def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+def merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with the values of `new`: mappings key by key, everything else replaced."""
+    both = {k: merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
     return {**old, **new, **both}
 
 

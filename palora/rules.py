@@ -45,7 +45,7 @@ class Budget:
         k: a number of directions.
         fraction: of the rank r = min(m, n) (component rules) or of the n inputs (`activation`), in (0, 1].
         share: of the total importance (for `activation`: of the energy of the inputs), in (0, 1].
-        strength: g of the soft rules, > 0; 1 where they are given none of the four.
+        strength: g of the soft rules, > 0; `check_rule` gives them 1 where none of the four is given.
     """
 
     k: int | None = None

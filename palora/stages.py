@@ -37,7 +37,7 @@ from palora.models import check_source, find_targets, fingerprints, known_target
 from palora.pages.report import write_report
 from palora.pages.spectrum_report import render as render_spectrum
 from palora.recipe import ARM_NAME, EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
-from palora.rules import Budget, check_rule
+from palora.rules import Budget, Sides, check_rule
 from palora.scoring import share_correct, solve
 from palora.skills import Skill, get_skill
 from palora.spectrum import MARKER as SPECTRUM
@@ -144,13 +144,13 @@ def protect(
     Args:
         train_on: the weights that stage 2 trains on, whose inputs are kept: expert or original.
     """
-    budget = check_protection(settings)
+    budget, sides = check_protection(settings)
     loaded = Expert.load(expert) if expert else None
     keep = sources.load(settings.keep) if sources else None
     new = read_facts(facts) if facts else []
     inputs = _inputs(
         "protection",
-        *(identity(base.model), base.dtype, base.targets, settings, identity(expert), seed, train_on),
+        *(identity(base.model), base.dtype, base.targets, settings, budget, sides, identity(expert), seed, train_on),
         *(sources and sources.identity, identity(facts)),
     )
     if _done(out, PROTECTION, inputs):
@@ -162,7 +162,7 @@ def protect(
         tokenizer,
         settings.rule,
         budget,
-        settings.sides,
+        sides,
         expert=loaded,
         keep=keep,
         facts=new,
@@ -437,10 +437,12 @@ def spectrum(
     return result
 
 
-def check_protection(settings: ProtectSettings) -> Budget:
-    """The budget of a protection. Raises InputError where rule, budget and sides do not go together."""
-    given = Budget(settings.k, settings.fraction, settings.share, settings.strength)
-    return check_rule(settings.rule, given, settings.sides)[0]
+def check_protection(settings: ProtectSettings) -> tuple[Budget, Sides]:
+    """The budget and the sides of a protection, with the rule's defaults. Raises InputError where they do not go
+    together."""
+    return check_rule(
+        settings.rule, Budget(settings.k, settings.fraction, settings.share, settings.strength), settings.sides
+    )
 
 
 def get_skills(specs: Sequence[str]) -> list[Skill]:

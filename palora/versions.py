@@ -6,11 +6,13 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from palora import __version__
+
 
 def versions() -> dict[str, str]:
     """The machine, and the versions of palora, Python and the libraries whose behaviour a result depends on."""
-    found = {"machine": machine(), "python": platform.python_version()}
-    for package in ("palora", "torch", "transformers", "peft", "trl", "accelerate", "datasets"):
+    found = {"machine": machine(), "python": platform.python_version(), "palora": __version__}
+    for package in ("torch", "transformers", "peft", "trl", "accelerate", "datasets"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -30,7 +30,7 @@ def learn(work, **changes):
     )
     before = measure(model, tokenizer, questions, RECIPE.evaluate, "before")
     protection, statistics = protect(
-        *(model, tokenizer, RECIPE.protect.rule, check_protection(RECIPE.protect)),
+        *(model, tokenizer, RECIPE.protect.rule, *check_protection(RECIPE.protect)),
         keep=sources.load(RECIPE.protect.keep),
     )
     constraint = protection if settings.drift else None  # the control has neither

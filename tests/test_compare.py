@@ -116,6 +116,18 @@ def test_done_cells_are_not_done_again_and_changed_ones_are(finished, values, mo
     renamed = Comparison.model_validate(values | {"methods": {**values["methods"], "new": values["methods"]["soft"]}})
     assert training_key(renamed, shared_inputs(renamed), Cell("new", 4, 0.03, 0)) == key, "a name is no input"
     assert len({training_key(c, shared, cell) for cell in compare.plan(c)}) == len(compare.plan(c)) == 6
+    bare = {"learning_rates": [0.03], "protect": {"rule": "covariance"}}
+    other = Comparison.model_validate(values | {"methods": {**values["methods"], "soft": bare}})
+    before = training_key(other, shared_inputs(other), Cell("soft", 4, 0.03, 0))
+    monkeypatch.setattr("palora.rules.DEFAULT_STRENGTH", 2.0)
+    assert training_key(other, shared_inputs(other), Cell("soft", 4, 0.03, 0)) != before, "a default that has changed"
+
+
+def test_a_method_changes_one_weight_of_what_all_keep(values):
+    shared = values["inject"] | {"keep": {"known_facts": 0, "examples": 64}}
+    methods = values["methods"] | {"lora": {"learning_rates": [0.03], "inject": {"keep": {"prompts": 0}}}}
+    keep = Comparison.model_validate(values | {"inject": shared, "methods": methods}).training("lora", 0.03).keep
+    assert (keep.skills, keep.known_facts, keep.prompts, keep.text, keep.examples) == (1, 0, 0, 1, 64)
 
 
 def test_a_skill_whose_files_have_changed_is_another_skill(values, tmp_path):
@@ -290,7 +302,7 @@ def test_only_the_chosen_rate_is_run_on_seeds_that_are_not_swept(values, tmp_pat
                 cells.write_json(out / "cells" / f"{key}.json", {**found, "kind": "training"})
             elif job.work is cells.run_reference:
                 _, out, key, seed = job.arguments
-                cells.write_json(out / "cells" / f"{key}.json", REFERENCES[seed])
+                cells.write_json(out / "cells" / f"{key}.json", {**REFERENCES[seed], "machine": "one core"})
 
     monkeypatch.setattr(compare.Workers, "run", run)
     monkeypatch.setattr(compare, "write_pages", lambda result, out: None)
@@ -407,9 +419,8 @@ def test_the_page_calls_a_skill_by_its_name_however_far_the_first_run_got(finish
     _, result = finished
     first, *others = result["runs"]
     settings = {**result["comparison"], "keep_skills": ["chain:DIR"]}
-    assert "chain kept" in render(
-        {**result, "comparison": settings, "runs": [{**first, "moments": {}}, *others]}, "out"
-    )
+    page = render({**result, "comparison": settings, "runs": [{**first, "moments": {}}, *others]}, "out")
+    assert "chain kept" in page and "chain:DIR kept" not in page
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_keeping_nothing_but_the_skill_is_warned_of(values, tmp_path, caplog):
     drift = {**values["inject"], "drift": 100.0}
     assert not warned(inject=drift)
     assert warned(inject=drift, known_facts=None)
+    assert warned(inject=drift | {"keep": {"known_facts": 0}})
     assert not warned(inject=drift, known_facts=None, text=values["facts"])
     assert not warned(known_facts=None), "plain protection was never meant to hold them"
 

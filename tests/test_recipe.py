@@ -38,11 +38,11 @@ def test_the_default_recipe_names_every_key():
 def test_the_default_recipe_takes_another_rule():
     def changed(*overrides):
         protect = load_recipe(ROOT / "recipes" / "default.yaml", list(overrides)).protect
-        return protect.rule, check_protection(protect)
+        return protect.rule, *check_protection(protect)
 
-    assert changed() == ("covariance", Budget(strength=1))
-    assert changed("protect.rule=none") == ("none", Budget())
-    assert changed("protect.rule=svf", "protect.k=64") == ("svf", Budget(k=64))
+    assert changed() == ("covariance", Budget(strength=1), "input")
+    assert changed("protect.rule=none") == ("none", Budget(), "both")
+    assert changed("protect.rule=svf", "protect.k=64") == ("svf", Budget(k=64), "both")
 
 
 def test_the_paper_recipe_is_the_published_one():
@@ -61,6 +61,13 @@ def test_demo_recipe_points_at_what_is_shipped():
     for file in (recipe.facts, recipe.known_facts, recipe.kept_facts, recipe.prompts):
         assert Path(file).exists()
     assert (Path(recipe.model) / "model.safetensors").stat().st_size <= 8 * 2**20
+
+
+def test_an_arm_changes_one_weight_of_what_is_kept():
+    arms = {"other": {"inject": {"drift": 1, "keep": {"prompts": 0}}}}
+    recipe = parse_recipe(MINIMAL | {"inject": {"keep": {"known_facts": 0}}, "arms": arms})
+    assert recipe.inject.keep.weights == {"skills": 1, "known_facts": 0, "text": 1, "prompts": 1}
+    assert recipe.arm("other")[1].keep.weights == {"skills": 1, "known_facts": 0, "text": 1, "prompts": 0}
 
 
 def test_overrides(tmp_path):
