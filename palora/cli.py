@@ -83,7 +83,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The whole method on the embedded small model, with no network: about three minutes on two cores."""
+    """The whole method on the embedded small model, with no network: two to three minutes on two cores."""
     from palora.pipeline import run as run_recipe
     from palora.testbed import demo_recipe
 
