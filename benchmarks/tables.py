@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palora import significance
 from palora.cells import mark
 from palora.pages.compare_report import draw_kept, families, kept_points, test_rows, with_interval
 from palora.plots.figure import to_png
+from palora.summary import kept_of, paired_tests
 from palora.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -77,30 +77,32 @@ def _paired(found: Mapping[str, Any], load: str) -> list[str]:
 
 def _minus(against: str, places: Sequence[str], methods: Sequence[str]) -> list[str]:
     """Methods minus one, paired by seed at the milestone, with the p of the t-test (not corrected)."""
-    rows = []
+    heads, rows = [], []
     for name, load in (place.split(":") for place in places):
         found = result(name)
         at, skill = _at(found), found["paired"][load][_at(found)]["skill"]
-        told: dict[str, tuple[str, Callable[[Any], float]]] = {
-            f"`{skill}` kept": ("+.1%", lambda m, skill=skill: m["retention"][skill]["vs_expert"]),
-            "known facts left": ("+.1%", lambda m: m["locality"]),
-            "epochs": ("+.1f", lambda m: m["epoch"]),
+        told: dict[str, tuple[str, Callable[[Any], float | None]]] = {
+            f"`{skill}` kept": ("+.1%", kept_of(skill)),
+            "known facts left": ("+.1%", lambda moment: moment["locality"]),
+            "epochs": ("+.1f", lambda moment: moment["epoch"]),
         }
-        moments = {
-            (r["method"], r["seed"]): r["moments"][at]
-            for r in found["runs"]
-            if r["chosen"] and str(r["load"]) == load and at in r["moments"]
-        }
+        heads = ["new facts", f"minus `{against}`", *told, "seeds"]
+        best = [run for run in found["runs"] if run["chosen"] and str(run["load"]) == load]
+        of = {method: [run for run in best if run["method"] == method] for method in (against, *methods)}
+        tests = [(form, paired_tests(of, against, at, value)) for form, value in told.values()]
         for method in methods:
-            seeds = [seed for own, seed in moments if own == method and (against, seed) in moments]
-            cells = []
-            for form, value in told.values():
-                differences = [value(moments[method, s]) - value(moments[against, s]) for s in seeds]
-                estimate, p = significance.estimate(differences), significance.paired_t(differences)
-                said = _short(estimate and estimate._asdict(), form)
-                cells.append(f"{said} (p = {p:.2g})" if p is not None else said)
-            rows.append([f"{int(load):,}", f"`{method}`", *cells, str(len(seeds))])
-    return markdown_table(["new facts", f"minus `{against}`", *told, "seeds"], rows)
+            cells = [_difference(test.get(method), form) for form, test in tests]
+            seeds = max((test[method]["difference"]["n"] for _, test in tests if method in test), default=0)
+            rows.append([f"{int(load):,}", f"`{method}`", *cells, str(seeds)])
+    return markdown_table(heads, rows)
+
+
+def _difference(test: Mapping[str, Any] | None, form: str) -> str:
+    """-3.3% [-4.5, -2.0] (p = 0.002)"""
+    if test is None:
+        return "–"
+    said = _short(test["difference"], form)
+    return said if test["p_t"] is None else f"{said} (p = {test['p_t']:.2g})"
 
 
 def _predictors(found: Mapping[str, Any]) -> list[str]:

@@ -94,14 +94,14 @@ def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
     probe = [method.probe, stages.skill_identity(c.probed(cell.method)[0])] if method.probe else []
-    rule = stages.check_protection(method.protect) if method.protect else ()
-    what = (method.protect, *rule, method.shuffle, method.tuner, *probe)
+    rule = [method.rule, *stages.check_protection(method.protect), method.protect.keep] if method.protect else []
+    what = (*rule, method.shuffle, method.tuner, *probe)
     return _hash("training", shared, *what, settings, cell.load, cell.seed)
 
 
 def is_done(c: Comparison, out: Path, cell: Cell, key: str) -> bool:
     """Whether a training was measured, and its adapters are there if another method scales them."""
-    file = out / "cells" / f"{key}.json"
+    file = cell_file(out, key)
     if not file.exists() or not c.is_source(cell.method):
         return file.exists()
     return all((adapters_folder(out, key) / m).is_dir() for m in read_json(file, "moments")["moments"])
@@ -123,6 +123,15 @@ def _hash(*parts: Any) -> str:
 
 def expert_folder(out: Path, seed: int) -> Path:
     return out / "experts" / f"seed-{seed}"
+
+
+def cell_file(out: Path, key: str) -> Path:
+    return out / "cells" / f"{key}.json"
+
+
+def write_cell(out: Path, key: str, found: Mapping[str, Any]) -> None:
+    """Write what a cell found, and on which machine."""
+    write_json(cell_file(out, key), {**found, "machine": machine()})
 
 
 def protection_folder(out: Path, method: str, seed: int) -> Path:
@@ -273,11 +282,10 @@ def run_reference(c: Comparison, out: Path, key: str, seed: int) -> str:
     """Measure the base and the expert of a seed on the problems of that seed."""
     with quiet(out / "logs" / f"{key}.txt"):
         bench = Bench(c, out, seed)
-        found: dict[str, Any] = {"kind": "reference", "seed": seed, "machine": machine()}
-        found["base"] = bench.ask(bench.model)
+        found: dict[str, Any] = {"kind": "reference", "seed": seed, "base": bench.ask(bench.model)}
         bench.expert.apply(bench.model, c.model)
         found["expert"] = bench.ask(bench.model)
-        write_json(out / "cells" / f"{key}.json", found)
+        write_cell(out, key, found)
     return ", ".join(f"{name} {share:.0%}" for name, share in found["expert"]["skills"].items())
 
 
@@ -352,10 +360,9 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
             **{"moments": moments, "curve": curve, "resumed": resumed},
             "coverage": _coverage(statistics, protected),
             "peak_memory": peak_memory(),
-            "machine": machine(),
             "seconds": round(time.monotonic() - started, 2),
         }
-        write_json(out / "cells" / f"{key}.json", result)
+        write_cell(out, key, result)
     shutil.rmtree(work)
     last = result["final"]
     if last is None:
@@ -382,8 +389,7 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
             adapted.unload()
         result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}
         result |= {"seconds": round(time.monotonic() - started, 2), "coverage": {"skill": 0.0, "facts": 0.0}}
-        result["machine"] = machine()
-        write_json(out / "cells" / f"{key}.json", result)
+        write_cell(out, key, result)
     return ", ".join(f"x {moment['factor']:.2f}: recall {moment['recall']:.0%}" for moment in moments.values())
 
 

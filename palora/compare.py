@@ -20,6 +20,7 @@ from palora import stages
 from palora.cells import (
     Cell,
     base_of,
+    cell_file,
     is_done,
     prepare_expert,
     prepare_probe,
@@ -94,8 +95,8 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
             jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
             crew.run([*(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing), *jobs])
 
-        train(sweep, [seed for seed in c.seeds if not _file(out, references[seed]).exists()])
-        measured = [read_json(_file(out, key)) for key in references.values()]
+        train(sweep, [seed for seed in c.seeds if not cell_file(out, references[seed]).exists()])
+        measured = [read_json(cell_file(out, key)) for key in references.values()]
         chosen = choose_rates(c, found(sweep), measured)
         rest = [
             cell for cell in keys if cell not in sweep and cell.learning_rate == chosen[str(cell.load)][cell.method]
@@ -103,7 +104,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
         train(rest)
         runs = found([*sweep, *rest])
         scaled = plan_scaled(c, runs, chosen)
-        missing = [s for s in scaled if not _file(out, s.key).exists()]
+        missing = [s for s in scaled if not cell_file(out, s.key).exists()]
         crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in missing])
     runs += [_run(out, s.cell, s.key) for s in scaled]
     result = summarise(c, runs, measured, chosen)
@@ -181,9 +182,5 @@ def check(c: Comparison, out: Path) -> None:
             skill.problems(split, 1, c.seeds[0])
 
 
-def _file(out: Path, key: str) -> Path:
-    return out / "cells" / f"{key}.json"
-
-
 def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:
-    return {**vars(cell), "key": key, **read_json(_file(out, key), "moments")}
+    return {**vars(cell), "key": key, **read_json(cell_file(out, key), "moments")}

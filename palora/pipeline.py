@@ -38,8 +38,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     expert = out / "expert"
     stages.train_expert(base, recipe.expert, expert, recipe.skills[0], recipe.seed)
 
-    kept_facts = recipe.kept_facts or recipe.known_facts
-    sources = stages.Sources(tuple(recipe.skills), kept_facts, recipe.text, recipe.prompts)
+    sources = _sources(recipe)
 
     def protect(arm: str, folder: Path) -> None:
         settings, training = recipe.arm(arm)
@@ -92,6 +91,12 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     )
 
 
+def _sources(recipe: Recipe) -> stages.Sources:
+    """What is to be kept."""
+    known = recipe.kept_facts or recipe.known_facts
+    return stages.Sources(tuple(recipe.skills), known, recipe.text, recipe.prompts)
+
+
 _HEADER = "# Written by palora: every setting of this run.\n"
 
 
@@ -116,8 +121,8 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
     for skill in (trained, *others):
         for split in SPLITS if skill is trained else ("train", "test"):
             skill.problems(split, 1, recipe.seed)
-    given = {"known_facts": recipe.kept_facts or recipe.known_facts, "text": recipe.text, "prompts": recipe.prompts}
-    if recipe.inject.added and not any(file and recipe.inject.keep.weights[kind] for kind, file in given.items()):
+    held = _sources(recipe).weighed(recipe.inject.keep)
+    if recipe.inject.added and not (held.known_facts or held.text or held.prompts):
         log.warning(
             "only the skill is kept: more of what else the model knows will be lost. Give prompts=FILE (questions of "
             "the new facts' kind, but not among them; no answers needed) or known_facts=FILE"

@@ -150,7 +150,8 @@ def protect(
     new = read_facts(facts) if facts else []
     inputs = _inputs(
         "protection",
-        *(identity(base.model), base.dtype, base.targets, settings, budget, sides, identity(expert), seed, train_on),
+        *(identity(base.model), base.dtype, base.targets, settings.rule, budget, sides, settings.keep),
+        *(identity(expert), seed, train_on),
         *(sources and sources.identity, identity(facts)),
     )
     if _done(out, PROTECTION, inputs):

@@ -38,7 +38,7 @@ def choose_rates(
         ]
         recalls = [run["final"]["recall"] if run["final"] else 0.0 for run in group]
         passed = sum(at in run["moments"] for run in group)
-        return passed, (_mean(kept) if kept else 0.0), _mean(recalls)
+        return passed, _mean(kept), _mean(recalls)
 
     return {
         str(load): {
@@ -63,6 +63,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `compare.json` but for the settings: every run, the chosen rates, the tables and the tests."""
     by_seed = {r["seed"]: r for r in references}
+    skill = next(iter(references[0]["expert"]["validation"]))
     runs = [_with_retention(run, by_seed[run["seed"]]) for run in runs]
     for run in runs:
         rate = chosen[str(run["load"])].get(run["method"])
@@ -75,13 +76,12 @@ def summarise(
         for milestone in map(mark, c.milestones):
             rows = {name: _row(group, milestone) for name, group in of_load.items()}
             table.setdefault(str(load), {})[milestone] = rows
-            skill = next(iter(references[0]["expert"]["validation"]))
             matched = {name: group for name, group in of_load.items() if not c.methods[name].scaled}
             paired.setdefault(str(load), {})[milestone] = {
                 "skill": skill,
                 "against": c.reference,
-                "tests": _paired(matched, c.reference, milestone, _kept_of(skill)),
-                "known_facts": _paired(matched, c.reference, milestone, lambda moment: moment["locality"]),
+                "tests": paired_tests(matched, c.reference, milestone, kept_of(skill)),
+                "known_facts": paired_tests(matched, c.reference, milestone, lambda moment: moment["locality"]),
             }
     arms = {
         arm: {skill: _estimate([r[arm]["skills"][skill] for r in references]) for skill in references[0][arm]["skills"]}
@@ -92,7 +92,7 @@ def summarise(
         "references": {**arms, "locality": _estimate([r["expert"]["locality"] for r in references])},
         "table": table,
         "paired": paired,
-        "predictors": predictors(runs, mark(c.choose_at), next(iter(references[0]["expert"]["validation"]))),
+        "predictors": predictors(runs, mark(c.choose_at), skill),
         "runs": runs,
     }
 
@@ -162,11 +162,12 @@ def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
     return row
 
 
-def _kept_of(skill: str) -> Callable[[Mapping[str, Any]], float | None]:
+def kept_of(skill: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """How much of a skill a moment keeps of the expert's."""
     return lambda moment: moment["retention"][skill]["vs_expert"]
 
 
-def _paired(
+def paired_tests(
     of_load: Mapping[str, Sequence[Run]],
     against: str,
     milestone: str,
