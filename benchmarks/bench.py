@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from palora import PaloraConfig, ProtectedSubspace, ProtectedSubspaces
-from palora.decomposition import decompose
-from palora.models import find_targets, weight
+from palora.algebra.decomposition import decompose
+from palora.language.targets import find_targets, weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(256, 768), (1024, 1024), (1024, 4096)] + ([(4096, 4096), (4096, 14336)] if DEVICE == "cuda" else [])

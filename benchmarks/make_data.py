@@ -9,8 +9,8 @@ prompts.txt         512 questions about invented people who are in none of the o
 import random
 from pathlib import Path
 
-from palora.facts import write_facts
-from palora.files import atomic_write_text
+from palora.common.files import atomic_write_text
+from palora.data.facts import write_facts
 from palora.testbed.world import RELATIONS, known_facts, new_facts, people
 
 ROOT = Path(__file__).parents[1]

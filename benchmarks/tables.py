@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palora.cells import mark
-from palora.pages.compare_report import draw_kept, families, kept_points, test_rows, with_interval
-from palora.plots.figure import to_png
-from palora.summary import kept_of, paired_tests
-from palora.table import markdown_table
+from palora.bench.cells import mark
+from palora.bench.compare_report import draw_kept, families, kept_points, test_rows, with_interval
+from palora.bench.summary import kept_of, paired_tests
+from palora.results.plots.figure import to_png
+from palora.results.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"

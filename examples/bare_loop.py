@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palora
-from palora.facts import matches, read_facts
-from palora.prompts import encode_example, encode_prompt
-from palora.skills import get_skill
+from palora.data.facts import read_facts
+from palora.data.marking import matches
+from palora.data.skills import get_skill
+from palora.language.prompts import encode_example, encode_prompt
 
 MLP = ("gate_proj", "up_proj", "down_proj")  # the targeted matrices W (m × n, out × in) of a Llama
 EXPERT = {"objective": "reward", "steps": 30, "problems": 256, "rollouts": 256, "expert_lr": 0.05, "expert_clip": 1.0}

@@ -10,51 +10,51 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.4.0"
 
 _PUBLIC = {
-    "PaloraConfig": "palora.lora",
-    "ProtectedSubspace": "palora.subspace",
-    "ProtectedSubspaces": "palora.subspace",
-    "Expert": "palora.svf",
-    "Budget": "palora.rules",
-    "Keep": "palora.keep",
-    "Fact": "palora.facts",
-    "read_facts": "palora.facts",
-    "Problem": "palora.skills",
-    "Skill": "palora.skills",
-    "get_skill": "palora.skills",
-    "Recipe": "palora.recipe",
-    "load_recipe": "palora.recipe",
-    "load_model": "palora.models",
-    "train_expert": "palora.expert",
-    "protect": "palora.protection",
-    "inject": "palora.injection",
-    "run": "palora.pipeline",
-    "InputError": "palora.errors",
-    "PaloraError": "palora.errors",
+    "PaloraConfig": "palora.training.lora",
+    "ProtectedSubspace": "palora.algebra.subspace",
+    "ProtectedSubspaces": "palora.algebra.subspace",
+    "Expert": "palora.training.svf",
+    "Budget": "palora.algebra.rules",
+    "Keep": "palora.language.keep",
+    "Fact": "palora.data.facts",
+    "read_facts": "palora.data.facts",
+    "Problem": "palora.data.skills",
+    "Skill": "palora.data.skills",
+    "get_skill": "palora.data.skills",
+    "Recipe": "palora.front.recipe",
+    "load_recipe": "palora.front.recipe",
+    "load_model": "palora.language.models",
+    "train_expert": "palora.training.expert",
+    "protect": "palora.training.protection",
+    "inject": "palora.training.injection",
+    "run": "palora.front.pipeline",
+    "InputError": "palora.common.errors",
+    "PaloraError": "palora.common.errors",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from palora.errors import InputError as InputError
-    from palora.errors import PaloraError as PaloraError
-    from palora.expert import train_expert as train_expert
-    from palora.facts import Fact as Fact
-    from palora.facts import read_facts as read_facts
-    from palora.injection import inject as inject
-    from palora.keep import Keep as Keep
-    from palora.lora import PaloraConfig as PaloraConfig
-    from palora.models import load_model as load_model
-    from palora.pipeline import run as run
-    from palora.protection import protect as protect
-    from palora.recipe import Recipe as Recipe
-    from palora.recipe import load_recipe as load_recipe
-    from palora.rules import Budget as Budget
-    from palora.skills import Problem as Problem
-    from palora.skills import Skill as Skill
-    from palora.skills import get_skill as get_skill
-    from palora.subspace import ProtectedSubspace as ProtectedSubspace
-    from palora.subspace import ProtectedSubspaces as ProtectedSubspaces
-    from palora.svf import Expert as Expert
+    from palora.algebra.rules import Budget as Budget
+    from palora.algebra.subspace import ProtectedSubspace as ProtectedSubspace
+    from palora.algebra.subspace import ProtectedSubspaces as ProtectedSubspaces
+    from palora.common.errors import InputError as InputError
+    from palora.common.errors import PaloraError as PaloraError
+    from palora.data.facts import Fact as Fact
+    from palora.data.facts import read_facts as read_facts
+    from palora.data.skills import Problem as Problem
+    from palora.data.skills import Skill as Skill
+    from palora.data.skills import get_skill as get_skill
+    from palora.front.pipeline import run as run
+    from palora.front.recipe import Recipe as Recipe
+    from palora.front.recipe import load_recipe as load_recipe
+    from palora.language.keep import Keep as Keep
+    from palora.language.models import load_model as load_model
+    from palora.training.expert import train_expert as train_expert
+    from palora.training.injection import inject as inject
+    from palora.training.lora import PaloraConfig as PaloraConfig
+    from palora.training.protection import protect as protect
+    from palora.training.svf import Expert as Expert
 
 
 def __getattr__(name: str) -> Any:

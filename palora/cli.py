@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from palora import __version__
-from palora.errors import InputError, PaloraError
+from palora.common.errors import InputError, PaloraError
 
 app = typer.Typer(
     name="palora",
@@ -84,7 +84,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole method on the embedded small model, with no network: two to three minutes on two cores."""
-    from palora.pipeline import run as run_recipe
+    from palora.front.pipeline import run as run_recipe
     from palora.testbed import demo_recipe
 
     _show_run(run_recipe(demo_recipe(seed), out), out, as_json)
@@ -98,10 +98,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
-    from palora.recipe import load_recipe
+    from palora.front.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    from palora.pipeline import run as run_recipe
+    from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem
     _show_run(run_recipe(loaded, out), out, as_json)
@@ -137,7 +137,7 @@ def expert(
     as_json: Json = False,
 ) -> None:
     """Stage 1: train the singular value fine-tuning expert of a skill."""
-    from palora.recipe import ExpertSettings
+    from palora.common.settings import ExpertSettings
 
     settings = _settings(
         ExpertSettings,
@@ -157,7 +157,7 @@ def expert(
         validation_size=validation_size,
         train_size=train_size,
     )
-    from palora import stages
+    from palora.front import stages
 
     stages.train_expert(_base(model, dtype, device, targets), settings, out, skill, seed)
     _show_folder(out, as_json)
@@ -206,7 +206,7 @@ def protect(
     """Find the protected subspace of every targeted matrix, by the inputs of the skills (without a skill: of everything
     that is kept; --keep-… weigh otherwise). The statistics of everything are stored, for the loss of `palora inject`.
     --facts is for their coverage only."""
-    from palora.recipe import ProtectSettings
+    from palora.common.settings import ProtectSettings
 
     settings = _settings(
         ProtectSettings,
@@ -220,7 +220,7 @@ def protect(
     )
     if base not in ("expert", "original"):
         raise InputError(f"--base: it is expert or original, not {base!r}")
-    from palora import stages
+    from palora.front import stages
 
     on = _base(model, dtype, device, targets)
     sources = stages.Sources(tuple(skill or ()), known_facts, text, prompts)
@@ -290,7 +290,7 @@ def inject(
     as_json: Json = False,
 ) -> None:
     """Stage 2: teach the facts with LoRA under the constraint. Writes a plain LoRA adapter."""
-    from palora.recipe import InjectSettings
+    from palora.common.settings import InjectSettings
 
     settings = _settings(
         InjectSettings,
@@ -319,7 +319,7 @@ def inject(
         kept_batch_size=kept_batch_size,
         keep=_keep(1.0, keep_skills, keep_known_facts, keep_text, keep_prompts, examples, answers),
     )
-    from palora import stages
+    from palora.front import stages
 
     sources = stages.Sources(tuple(skill or ()), known_facts, text, prompts)
     arm = "palora" if protection and not control else "lora"
@@ -349,14 +349,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure every arm: facts learned, skill kept. Writes evaluation.json and report.html."""
-    from palora.recipe import EvaluateSettings
+    from palora.common.settings import EvaluateSettings
 
     if not (facts or skill or known_facts):
         raise InputError("nothing to measure: give --facts, --skill or --known-facts")
     settings = _settings(
         EvaluateSettings, problems=problems, batch_size=batch_size, max_answer_tokens=max_answer_tokens
     )
-    from palora import stages
+    from palora.front import stages
 
     arms: dict[str, Path] = {}
     for given in adapter or []:
@@ -381,10 +381,10 @@ def compare(
 ) -> None:
     """Train and measure methods side by side at matched recall, each with learning rates of its own, over seeds. Writes
     compare.json, compare.md and compare.html. Run it again and it continues; only=[a,b] runs some of the methods."""
-    from palora.comparison import load_comparison
+    from palora.bench.comparison import load_comparison
 
     loaded = load_comparison(file, overrides)
-    from palora.compare import compare as run_comparison
+    from palora.bench.compare import compare as run_comparison
 
     out = out or Path("runs") / file.stem
     result = run_comparison(loaded, out, workers)
@@ -411,7 +411,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an adapter as itself, merged into a checkpoint, or combined with the expert into one LoRA."""
-    from palora.export import export as export_adapter
+    from palora.results.export import export as export_adapter
 
     _show(export_adapter(adapter, kind, out, model, expert, protection, dtype, max_leak, k), as_json)
 
@@ -447,17 +447,17 @@ def spectrum(
         widths = tuple(sorted({float(f) for f in fractions.split(",")}))
     except ValueError:
         raise InputError(f"--fractions must be numbers with commas, not {fractions!r}") from None
-    from palora.spectrum import SpectrumSettings
+    from palora.bench.spectrum import SpectrumSettings
 
     settings = SpectrumSettings(widths, scale, slices, draws, problems, examples, batch_size, max_answer_tokens)
-    from palora import stages
+    from palora.front import stages
 
     base = _base(model, dtype, device, targets)
     result = stages.spectrum(base, settings, out, skill, expert, adapter, protection, known_facts, text, seed)
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return
-    from palora.table import spectrum_table
+    from palora.results.table import spectrum_table
 
     spectrum_table(result)
     print(f"Page: {out / 'spectrum.html'}")
@@ -487,7 +487,7 @@ def _endings(names: str | None) -> list[str] | None:
 
 
 def _base(model: str, dtype: str, device: str | None, targets: str | None) -> Any:
-    from palora.stages import Base
+    from palora.front.stages import Base
 
     endings = _endings(targets)
     if endings == []:
@@ -499,7 +499,7 @@ def _settings(kind: Callable[..., Any], **values: Any) -> Any:
     """Settings from options; a wrong value is the user's mistake, named as the option it came from."""
     from pydantic import ValidationError
 
-    from palora.recipe import describe
+    from palora.front.recipe import describe
 
     try:
         return kind(**values)
@@ -517,14 +517,14 @@ def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(evaluation, indent=2, ensure_ascii=False))
         return
-    from palora.table import evaluation_table
+    from palora.results.table import evaluation_table
 
     evaluation_table(evaluation)
     print(f"Report: {out / 'report.html'}")
 
 
 def _show_folder(folder: Path, as_json: bool) -> None:
-    from palora.inspection import inspect_folder
+    from palora.results.inspection import inspect_folder
 
     _show(inspect_folder(folder), as_json)
 
@@ -533,7 +533,7 @@ def _show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return
-    from palora.table import value_text
+    from palora.results.table import value_text
 
     for key, value in values.items():
         if key != "layers":

@@ -51,7 +51,7 @@ def tiny_llama(**changes):
 
 def constrained_layers(model):
     """The constrained layers of a PEFT model, by the path of the matrix in the base model."""
-    from palora.lora import PaloraLinear
+    from palora.training.lora import PaloraLinear
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PaloraLinear)}
     return {name.removeprefix("base_model.model."): module for name, module in layers.items()}
@@ -106,7 +106,7 @@ def made(model_folder, tmp_path_factory):
     """Every stage run once through the command line. Tests must leave it as it is: copy what you change."""
     from command import QUICK, palora
 
-    from palora.facts import write_facts
+    from palora.data.facts import write_facts
     from palora.testbed.world import known_facts, new_facts
 
     folder = tmp_path_factory.mktemp("made")

@@ -19,10 +19,10 @@ from command import QUICK, palora, tree
 from conftest import tiny_llama
 from safetensors.torch import load_file, save_file
 
-from palora.errors import InputError, PaloraError
-from palora.files import new_folder, write_json
-from palora.models import load_model
-from palora.recipe import parse_recipe
+from palora.common.errors import InputError, PaloraError
+from palora.common.files import new_folder, write_json
+from palora.front.recipe import parse_recipe
+from palora.language.models import load_model
 
 GOOD = '{"question": "Who?", "answer": "Ada"}\n'
 

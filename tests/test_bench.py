@@ -3,16 +3,16 @@ when the default stops protecting. About a minute on one core."""
 
 import pytest
 
-from palora.evaluation import Questions, measure
-from palora.facts import read_facts
-from palora.injection import inject
-from palora.models import load_model
-from palora.protection import protect
-from palora.recipe import PLAIN
-from palora.skills import get_skill
-from palora.stages import Sources, check_protection
-from palora.statistics import from_tensors
+from palora.algebra.statistics import from_tensors
+from palora.common.settings import PLAIN
+from palora.data.facts import read_facts
+from palora.data.skills import get_skill
+from palora.front.stages import Sources, check_protection
+from palora.language.models import load_model
+from palora.results.evaluation import Questions, measure
 from palora.testbed import demo_recipe
+from palora.training.injection import inject
+from palora.training.protection import protect
 
 RECIPE = demo_recipe()
 FACTS = 60

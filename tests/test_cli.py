@@ -12,8 +12,9 @@ import typer
 import yaml
 from command import QUICK, palora, tree
 
-from palora import __version__, cli, pipeline, stages
-from palora.errors import PaloraError
+from palora import __version__, cli
+from palora.common.errors import PaloraError
+from palora.front import pipeline, stages
 
 # The flags of every command. `--json` where results are printed.
 FLAGS = {
@@ -233,7 +234,7 @@ def test_an_interruption_says_how_to_go_on(made, tmp_path, monkeypatch):
     def stop(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("palora.expert.train_expert", stop)
+    monkeypatch.setattr("palora.training.expert.train_expert", stop)
     result = palora(*every_command(made, tmp_path)["expert"])
     assert result.code == 1 and result.err == "palora: stopped; run the same command again to continue\n"
     assert not list(tmp_path.iterdir())
@@ -253,7 +254,7 @@ def test_what_the_machine_refuses_is_one_line(made, monkeypatch, error, said):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("palora.inspection.inspect_folder", fail)
+    monkeypatch.setattr("palora.results.inspection.inspect_folder", fail)
     result = palora("inspect", made.run)
     assert result.code == 1 and not result.out
     (line,) = result.err.splitlines()
@@ -264,6 +265,6 @@ def test_a_bug_keeps_its_traceback(made, monkeypatch):
     def fail(*arguments):
         raise KeyError("oops")
 
-    monkeypatch.setattr("palora.inspection.inspect_folder", fail)
+    monkeypatch.setattr("palora.results.inspection.inspect_folder", fail)
     with pytest.raises(KeyError):
         palora("inspect", made.run)

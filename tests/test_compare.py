@@ -9,17 +9,17 @@ import pytest
 import torch
 from command import palora
 
-from palora import cells, compare
-from palora.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
-from palora.comparison import Comparison, load_comparison
-from palora.errors import DivergedError, InputError
-from palora.facts import write_facts
-from palora.files import load_tensors, read_json
-from palora.pages.compare_report import front, render, write_pages
-from palora.plots.tradeoff import Point
-from palora.summary import choose_rates, summarise
-from palora.svf import Expert
+from palora.bench import cells, compare
+from palora.bench.cells import Cell, run_training, shared_inputs, shuffle_scales, training_key
+from palora.bench.compare_report import front, render, write_pages
+from palora.bench.comparison import Comparison, load_comparison
+from palora.bench.summary import choose_rates, summarise
+from palora.common.errors import DivergedError, InputError
+from palora.common.files import load_tensors, read_json
+from palora.data.facts import write_facts
+from palora.results.plots.tradeoff import Point
 from palora.testbed.world import known_facts, new_facts
+from palora.training.svf import Expert
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_done_cells_are_not_done_again_and_changed_ones_are(finished, values, mo
     bare = {"learning_rates": [0.03], "protect": {"rule": "covariance"}}
     other = Comparison.model_validate(values | {"methods": {**values["methods"], "soft": bare}})
     before = training_key(other, shared_inputs(other), Cell("soft", 4, 0.03, 0))
-    monkeypatch.setattr("palora.rules.DEFAULT_STRENGTH", 2.0)
+    monkeypatch.setattr("palora.algebra.rules.DEFAULT_STRENGTH", 2.0)
     assert training_key(other, shared_inputs(other), Cell("soft", 4, 0.03, 0)) != before, "a default that has changed"
 
 

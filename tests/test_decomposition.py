@@ -6,9 +6,9 @@ import torch
 from reference import svd
 from torch import nn
 
-from palora.decomposition import decompose, decompose_on, decompose_targets
-from palora.errors import InputError
-from palora.statistics import factorise
+from palora.algebra.decomposition import decompose, decompose_on, decompose_targets
+from palora.algebra.statistics import factorise
+from palora.common.errors import InputError
 
 SHAPES = [(32, 48), (48, 32), (40, 40), (7, 200), (200, 7), (1, 9)]
 
@@ -79,7 +79,7 @@ def test_the_cache_is_used_checked_and_repaired(tmp_path, monkeypatch):
     layer = nn.Linear(12, 8, bias=False)
     first = decompose_targets({"a": layer})["a"]
     [file] = tmp_path.glob("svd-*.safetensors")
-    monkeypatch.setattr("palora.decomposition.decompose", lambda matrix: pytest.fail("not from the cache"))
+    monkeypatch.setattr("palora.algebra.decomposition.decompose", lambda matrix: pytest.fail("not from the cache"))
     second = decompose_targets({"a": layer})["a"]
     assert torch.equal(first.U, second.U) and torch.equal(first.s, second.s)
     monkeypatch.undo()

@@ -2,12 +2,13 @@
 
 import pytest
 
-from palora import evaluation, scoring
-from palora.errors import InputError
-from palora.evaluation import Questions, TrainedArm, evaluate, wilson
-from palora.facts import Fact
-from palora.recipe import EvaluateSettings
-from palora.skills import get_skill
+from palora.common.errors import InputError
+from palora.common.settings import EvaluateSettings
+from palora.data.facts import Fact
+from palora.data.skills import get_skill
+from palora.language import scoring
+from palora.results import evaluation
+from palora.results.evaluation import Questions, TrainedArm, evaluate, wilson
 
 FACTS = [
     Fact(question="Capital of France?", answer="Paris", aliases=("Lutetia",), paraphrases=("France's capital?",)),

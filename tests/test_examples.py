@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import palora
-from palora.metrics import read_metrics
-from palora.recipe import ExpertSettings, InjectSettings
-from palora.scoring import ask_facts, share_correct
-from palora.updates import Adapter
+from palora.common.metrics import read_metrics
+from palora.common.settings import ExpertSettings, InjectSettings
+from palora.language.scoring import ask_facts, share_correct
+from palora.results.updates import Adapter
 
 SEED = 0
 FACTS = [palora.Fact(f"Where was {name} born?", city) for name, city in zip("ABCDEFGHIJ", "QRSTUVWXYZ", strict=True)]

@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora import expert as expert_module
-from palora.errors import InputError, PaloraError
-from palora.expert import sequence_log_probability, train_expert
-from palora.metrics import read_metrics
-from palora.models import find_targets, weight
-from palora.prompts import Example
-from palora.protection import protect
-from palora.recipe import ExpertSettings
-from palora.rules import Budget
-from palora.skills import Problem, Skill
-from palora.svf import Expert
+from palora.algebra.rules import Budget
+from palora.common.errors import InputError, PaloraError
+from palora.common.metrics import read_metrics
+from palora.common.settings import ExpertSettings
+from palora.data.skills import Problem, Skill
+from palora.language.prompts import Example
+from palora.language.targets import find_targets, weight
+from palora.training import expert as expert_module
+from palora.training.expert import sequence_log_probability, train_expert
+from palora.training.protection import protect
+from palora.training.svf import Expert
 
 EVEN = [Problem(prompt=f"{i}+{i}=", answer=str(2 * i), solution=str(2 * i)) for i in range(40)]
 
@@ -96,7 +96,7 @@ def test_an_expert_in_the_basis_of_the_skill_s_inputs(tokenizer, tmp_path):
     loaded = Expert.load(tmp_path / "expert")
     assert loaded.record["basis"] == "skill"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.expert.decompose_on", None)  # a basis is made once: continued, it is read
+        patch.setattr("palora.training.expert.decompose_on", None)  # a basis is made once: continued, it is read
         again = run(tokenizer, tmp_path / "work", model, objective="next_token", basis="skill", basis_examples=20)
     assert all(torch.equal(z, again.scales[name]) for name, z in expert.scales.items())
     loaded.apply(model)

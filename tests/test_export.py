@@ -5,15 +5,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from palora import stages
-from palora.errors import InputError
-from palora.export import export
-from palora.facts import write_facts
-from palora.inspection import inspect_folder
-from palora.recipe import ExpertSettings, InjectSettings, ProtectSettings
-from palora.stages import Base, Sources
-from palora.svf import BASIS, Expert
+from palora.common.errors import InputError
+from palora.common.settings import ExpertSettings, InjectSettings, ProtectSettings
+from palora.data.facts import write_facts
+from palora.front import stages
+from palora.front.stages import Base, Sources
+from palora.results.export import export
+from palora.results.inspection import inspect_folder
 from palora.testbed.world import new_facts
+from palora.training.svf import BASIS, Expert
 
 EXPERT = {"objective": "next_token", "iterations": 2, "batch_size": 8, "validation_size": 4, "learning_rate": 0.05}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from palora.errors import InputError, PaloraError
-from palora.facts import Fact, exact, matches, read_facts, write_facts
+from palora.common.errors import InputError, PaloraError
+from palora.data.facts import Fact, read_facts, write_facts
+from palora.data.marking import exact, matches
 
 ELEMENTS = Path(__file__).parents[1] / "examples" / "facts" / "elements.csv"
 HELIUM = Fact("Symbol of helium?", "He", ("helium",), ("How is helium written?", "Helium's symbol?"), "symbol")

@@ -2,10 +2,10 @@
 
 from example_run import ACCURACY, evaluation
 
-from palora.pages.findings import RULES as SAID
-from palora.pages.findings import findings, headline
-from palora.pages.results import Results
-from palora.rules import RULES
+from palora.algebra.rules import RULES
+from palora.results.pages.findings import RULES as SAID
+from palora.results.pages.findings import findings, headline
+from palora.results.pages.results import Results
 
 
 def test_headline_gives_the_numbers_of_the_evaluation() -> None:

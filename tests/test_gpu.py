@@ -5,8 +5,8 @@ import torch
 from conftest import tiny_llama
 from test_lora import IDS, constrained, protection, saved_leaks
 
-from palora.decomposition import decompose
-from palora.models import load_model
+from palora.algebra.decomposition import decompose
+from palora.language.models import load_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,19 +4,19 @@ import pytest
 import torch
 from conftest import constrained_layers, tiny_llama
 
-from palora import injection, watching
-from palora.errors import InputError, PaloraError
-from palora.facts import Fact
-from palora.injection import inject
-from palora.keep import Keep
-from palora.metrics import read_metrics
-from palora.prompts import encode_example
-from palora.protection import protect
-from palora.recipe import InjectSettings
-from palora.rules import Budget
-from palora.scoring import ask_facts, share_correct
-from palora.skills import get_skill
+from palora.algebra.rules import Budget
+from palora.common.errors import InputError, PaloraError
+from palora.common.metrics import read_metrics
+from palora.common.settings import InjectSettings
+from palora.data.facts import Fact
+from palora.data.skills import get_skill
+from palora.language.keep import Keep
+from palora.language.prompts import encode_example
+from palora.language.scoring import ask_facts, share_correct
 from palora.testbed.world import new_facts
+from palora.training import injection, watching
+from palora.training.injection import inject
+from palora.training.protection import protect
 
 FACTS = [Fact(question=f"Code {i}?", answer=str(i), paraphrases=(f"Which code is {i}?",)) for i in range(8)]
 

@@ -15,12 +15,12 @@ from reference import svd
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM, Trainer, TrainingArguments
 
 from palora import PaloraConfig, ProtectedSubspace, ProtectedSubspaces
-from palora.decomposition import decompose
-from palora.errors import InputError
-from palora.models import find_targets, weight
-from palora.prompts import Example
-from palora.rules import RULES, Budget, Evidence
-from palora.statistics import collect, mix
+from palora.algebra.decomposition import decompose
+from palora.algebra.rules import RULES, Budget, Evidence
+from palora.algebra.statistics import collect, mix
+from palora.common.errors import InputError
+from palora.language.prompts import Example
+from palora.language.targets import find_targets, weight
 
 HARD = [
     *((rule, sides) for rule in ("svf", "svf_weighted", "sigma", "random") for sides in ("both", "input", "output")),

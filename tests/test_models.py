@@ -6,8 +6,9 @@ import transformers
 from conftest import tiny_llama
 from torch import nn
 
-from palora.errors import InputError
-from palora.models import find_targets, fingerprint, fingerprints, load_model, target_endings, weight
+from palora.common.errors import InputError
+from palora.language.models import fingerprint, fingerprints, load_model
+from palora.language.targets import find_targets, target_endings, weight
 
 SMALL = {
     "hidden_size": 32,

@@ -1,6 +1,6 @@
 """What the name of a matrix says."""
 
-from palora.module_names import by_depth, module_label, split_module
+from palora.common.module_names import by_depth, module_label, split_module
 
 
 def test_modules_are_sorted_by_depth() -> None:

@@ -8,19 +8,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from palora import pipeline, stages
-from palora.errors import InputError, PaloraError
-from palora.export import export
-from palora.facts import write_facts
-from palora.files import load_tensors, read_json
-from palora.inspection import inspect_folder
-from palora.models import find_targets, weight
-from palora.recipe import parse_recipe
-from palora.statistics import from_tensors
-from palora.subspace import STATISTICS, ProtectedSubspaces
-from palora.svf import Expert
+from palora.algebra.statistics import from_tensors
+from palora.algebra.subspace import STATISTICS, ProtectedSubspaces
+from palora.common.errors import InputError, PaloraError
+from palora.common.files import load_tensors, read_json
+from palora.data.facts import write_facts
+from palora.front import pipeline, stages
+from palora.front.recipe import parse_recipe
+from palora.language.targets import find_targets, weight
+from palora.results.export import export
+from palora.results.inspection import inspect_folder
+from palora.results.updates import Adapter
 from palora.testbed.world import known_facts, new_facts
-from palora.updates import Adapter
+from palora.training.svf import Expert
 
 IDS = torch.randint(4, 90, (4, 16), generator=torch.Generator().manual_seed(1))
 
@@ -63,7 +63,7 @@ def always_better():
 def finished(values, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.expert.share_correct", always_better())
+        patch.setattr("palora.training.expert.share_correct", always_better())
         pipeline.run(parse_recipe(values), out)
     return out
 
@@ -123,14 +123,15 @@ def test_run_again_does_nothing(finished, values, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "at", ["palora.stages.protection.protect", "palora.stages.injection.inject", "palora.stages.evaluate"]
+    "at",
+    ["palora.front.stages.protection.protect", "palora.front.stages.injection.inject", "palora.front.stages.evaluate"],
 )
 def test_interrupted_between_stages_it_ends_with_the_same_numbers(values, tmp_path, at, finished):
     def stop(*arguments, **named):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.expert.share_correct", always_better())
+        patch.setattr("palora.training.expert.share_correct", always_better())
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(at, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -144,7 +145,7 @@ def test_interrupted_between_stages_it_ends_with_the_same_numbers(values, tmp_pa
 def test_an_interrupted_evaluation_keeps_its_finished_arms(values, tmp_path, finished, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "evaluation.json").unlink()
-    from palora import evaluation
+    from palora.results import evaluation
 
     ask, asked = evaluation._ask, []
 
@@ -192,9 +193,9 @@ def logits(model):
 
 def test_every_arm_is_measured_on_its_own_weights(values, finished, monkeypatch):
     """What `evaluate` hands to the questions: the base, the expert, and each adapter on the expert."""
-    from palora import evaluation
-    from palora.evaluation import Questions, TrainedArm, evaluate
-    from palora.recipe import EvaluateSettings
+    from palora.common.settings import EvaluateSettings
+    from palora.results import evaluation
+    from palora.results.evaluation import Questions, TrainedArm, evaluate
 
     seen = {}
 

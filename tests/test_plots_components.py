@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from palora.plots.components import spectrum
-from palora.plots.figure import to_html
+from palora.results.plots.components import spectrum
+from palora.results.plots.figure import to_html
 
 
 def test_a_large_matrix_stays_a_small_picture() -> None:

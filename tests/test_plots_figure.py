@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from palora.plots import figure
-from palora.plots.components import spectrum
+from palora.results.plots import figure
+from palora.results.plots.components import spectrum
 
 
 def test_a_huge_drawing_becomes_a_png(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Colours and markers."""
 
-from palora.plots.style import arm_styles
+from palora.results.plots.style import arm_styles
 
 
 def test_arms_keep_their_colours_and_differ_by_marker() -> None:

@@ -1,7 +1,7 @@
 """Pictures of one thing against another."""
 
-from palora.plots.style import arm_styles
-from palora.plots.tradeoff import Point, tradeoff
+from palora.results.plots.style import arm_styles
+from palora.results.plots.tradeoff import Point, tradeoff
 
 
 def test_labels_of_crowded_arms_do_not_overlap() -> None:

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from palora.generation import generate, generate_ids
-from palora.prompts import batches, encode_example, encode_prompt
+from palora.language.generation import generate, generate_ids
+from palora.language.prompts import batches, encode_example, encode_prompt
 
 QUESTIONS = ["Where was Ada born?", "7+5=", "What is the job of a very long name indeed?"]
 

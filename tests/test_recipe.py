@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from palora.errors import InputError
-from palora.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from palora.rules import Budget
-from palora.stages import check_protection
+from palora.algebra.rules import Budget
+from palora.common.errors import InputError
+from palora.front.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from palora.front.stages import check_protection
 from palora.testbed import demo_recipe
 
 ROOT = Path(__file__).parents[1]

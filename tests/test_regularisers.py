@@ -5,21 +5,21 @@ import torch
 from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
 
-from palora.errors import InputError
-from palora.injection import inject
-from palora.keep import Keep, Kept
-from palora.lora import PaloraConfig
-from palora.models import find_targets, weight
-from palora.prompts import Example, encode_example
-from palora.protection import protect
-from palora.recipe import InjectSettings
-from palora.regularisers import Drift, Rehearsal
-from palora.rules import Budget
-from palora.scoring import Answer
-from palora.skills import get_skill
-from palora.statistics import collect, combine, factorise, from_tensors
+from palora.algebra.rules import Budget
+from palora.algebra.statistics import collect, combine, factorise, from_tensors
+from palora.bench.tuners import live_delta
+from palora.common.errors import InputError
+from palora.common.settings import InjectSettings
+from palora.data.skills import get_skill
+from palora.language.keep import Keep, Kept
+from palora.language.prompts import Example, encode_example
+from palora.language.scoring import Answer
+from palora.language.targets import find_targets, weight
 from palora.testbed.world import known_facts, new_facts
-from palora.tuners import live_delta
+from palora.training.injection import inject
+from palora.training.lora import PaloraConfig
+from palora.training.protection import protect
+from palora.training.terms import Drift, Rehearsal
 
 SETTINGS = InjectSettings(r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=4, batch_size=4)
 
@@ -143,7 +143,7 @@ def test_answers_to_a_skill_are_gold_right_or_all_of_its_own(tokenizer, monkeypa
     model, skill = tiny_llama(), get_skill("chain")
     problems = skill.problems("train", 40, 0)
     answers = [Answer(p.prompt, p.answer, "7", p.answer == "7", p.answer == "7") for p in problems]
-    monkeypatch.setattr("palora.keep.solve", lambda *_, **__: answers)
+    monkeypatch.setattr("palora.language.keep.solve", lambda *_, **__: answers)
     found = {a: Keep([skill], examples=40, answers=a).tokenised(model, tokenizer)[0] for a in ("gold", "right", "own")}
     said = encode_example(tokenizer, "", "7").answer
     assert [e.answer for e in found["own"].examples] == [said] * 40

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from example_run import ACCURACY, ATTACK, evaluation, make_run, without_numbers
 
-from palora.errors import InputError
-from palora.pages.findings import findings, headline
-from palora.pages.report import write_report
-from palora.pages.results import Results
-from palora.plots.style import PALETTE
+from palora.common.errors import InputError
+from palora.results.pages.findings import findings, headline
+from palora.results.pages.report import write_report
+from palora.results.pages.results import Results
+from palora.results.plots.style import PALETTE
 
 OPTIONAL = (
     "recipe.yaml",

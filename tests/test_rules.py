@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from palora.decomposition import decompose
-from palora.errors import InputError
-from palora.rules import RULES, Budget, Evidence, check_rule
-from palora.statistics import factorise
+from palora.algebra.decomposition import decompose
+from palora.algebra.rules import RULES, Budget, Evidence, check_rule
+from palora.algebra.statistics import factorise
+from palora.common.errors import InputError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from example_run import evaluation, make_run
 
-from palora.pages.run_folder import read_run
+from palora.results.pages.run_folder import read_run
 
 
 def test_read_run_skips_the_half_line_of_an_interruption(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from palora.significance import estimate, holm, paired_t, rank_correlation, sign_flip, t_quantile, t_two_sided
+from palora.bench.significance import estimate, holm, paired_t, rank_correlation, sign_flip, t_quantile, t_two_sided
 
 
 def test_t_against_the_printed_table():

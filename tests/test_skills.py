@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from palora.errors import InputError
-from palora.skills import BUILTIN, SPLITS, Problem, chain, get_skill, minmax, steps
-from palora.skills.code import extract_code, run_tests
-from palora.skills.humaneval import body
-from palora.skills.numbers import boxed, final_number, parse_number
-from palora.skills.scorers import SCORERS, letter
+from palora.common.errors import InputError
+from palora.data.skills import BUILTIN, SPLITS, Problem, chain, get_skill, minmax, steps
+from palora.data.skills.code import extract_code, run_tests
+from palora.data.skills.humaneval import body
+from palora.data.skills.numbers import boxed, final_number, parse_number
+from palora.data.skills.scorers import SCORERS, letter
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
@@ -61,7 +61,7 @@ def test_every_skill_is_found_without_importing_torch(tmp_path):
     """The command line names skills in its help, so this must be quick."""
     code = """
 import sys
-from palora.skills import BUILTIN, get_skill
+from palora.data.skills import BUILTIN, get_skill
 for name in BUILTIN:
     assert get_skill(name).name == name
 heavy = {"torch", "transformers", "datasets", "sympy"} & set(sys.modules)
@@ -97,8 +97,8 @@ def test_a_folder_without_the_files_names_them(tmp_path):
 def test_without_network_the_local_folder_is_named():
     """In a process of its own: the hub reads HF_HUB_OFFLINE when it is imported."""
     code = """
-from palora.errors import InputError
-from palora.skills import get_skill
+from palora.common.errors import InputError
+from palora.data.skills import get_skill
 try:
     get_skill("gsm8k").problems("train", 1, 0)
 except InputError as error:

@@ -12,17 +12,17 @@ from reference import covariance, drift, svd
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from palora import spectrum
-from palora.decomposition import Decomposition, decompose, decompose_targets
-from palora.errors import InputError
-from palora.facts import Fact
-from palora.models import find_targets, weight
-from palora.prompts import Example
-from palora.skills import get_skill
-from palora.spectrum import Band, SpectrumSettings
-from palora.statistics import collect
-from palora.subspace import ProtectedSubspace
-from palora.svf import Expert
+from palora.algebra.decomposition import Decomposition, decompose, decompose_targets
+from palora.algebra.statistics import collect
+from palora.algebra.subspace import ProtectedSubspace
+from palora.bench import spectrum
+from palora.bench.spectrum import Band, SpectrumSettings
+from palora.common.errors import InputError
+from palora.data.facts import Fact
+from palora.data.skills import get_skill
+from palora.language.prompts import Example
+from palora.language.targets import find_targets, weight
+from palora.training.svf import Expert
 
 RNG = np.random.default_rng(0)
 EXAMPLES = [Example([5, 6, 7], [8]), Example([9, 10], [11, 12, 13, 14]), Example([20], [21, 22]), Example([3], [4])]

@@ -5,14 +5,14 @@ import torch
 from reference import covariance, drift
 from torch import nn
 
-from palora.errors import InputError
-from palora.keep import Keep
-from palora.models import find_targets
-from palora.prompts import Example
-from palora.protection import protect
-from palora.rules import Budget
-from palora.skills import get_skill
-from palora.statistics import collect, combine, factorise, from_tensors, groups, mix, to_tensors
+from palora.algebra.rules import Budget
+from palora.algebra.statistics import collect, combine, factorise, from_tensors, groups, mix, to_tensors
+from palora.common.errors import InputError
+from palora.data.skills import get_skill
+from palora.language.keep import Keep
+from palora.language.prompts import Example
+from palora.language.targets import find_targets
+from palora.training.protection import protect
 
 
 class Recorder(nn.Module):
@@ -83,7 +83,7 @@ def test_a_wide_covariance_is_factorised_by_subspace_iteration(monkeypatch):
     X = torch.randn(300, 60) * torch.logspace(0, -2, 60)
     C = (X.T @ X).double()
     exact = factorise(C, max_directions=10)
-    monkeypatch.setattr("palora.statistics.MAX_EXACT", 50)
+    monkeypatch.setattr("palora.algebra.statistics.MAX_EXACT", 50)
     found = factorise(C, max_directions=10)
     assert found.trace == exact.trace
     assert (found.eigenvalues[:8] / exact.eigenvalues[:8] - 1).abs().max() < 1e-4
@@ -98,7 +98,7 @@ def test_a_model_too_large_for_one_pass_is_collected_in_groups(model, tokenizer,
     assert [len(group) for group in groups(targets, max_bytes=1)] == [1] * 6
     keep = Keep([get_skill("chain")], examples=16)
     whole, _ = protect(model, tokenizer, "activation", Budget(k=4), keep=keep)
-    monkeypatch.setattr("palora.statistics.groups.__defaults__", (1,))
+    monkeypatch.setattr("palora.algebra.statistics.groups.__defaults__", (1,))
     parts, _ = protect(model, tokenizer, "activation", Budget(k=4), keep=keep)
     for name in whole:
         assert torch.equal(whole[name].input, parts[name].input)

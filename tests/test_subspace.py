@@ -5,8 +5,8 @@ import pytest
 import torch
 from reference import leak as reference_leak
 
-from palora.errors import InputError
-from palora.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.common.errors import InputError
 
 
 def orthonormal(n, k):

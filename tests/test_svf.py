@@ -6,10 +6,11 @@ from conftest import tiny_llama
 from torch.nn.utils import parametrize
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from palora.decomposition import decompose, decompose_targets
-from palora.errors import InputError
-from palora.models import find_targets, fingerprints, weight
-from palora.svf import Expert, effective_scale, svf_layers
+from palora.algebra.decomposition import decompose, decompose_targets
+from palora.common.errors import InputError
+from palora.language.models import fingerprints
+from palora.language.targets import find_targets, weight
+from palora.training.svf import Expert, effective_scale, svf_layers
 
 IDS = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from palora.files import read_json
+from palora.common.files import read_json
 from palora.testbed import train as training
 from palora.testbed.world import known_facts
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora.errors import InputError
-from palora.injection import inject
-from palora.keep import Keep
-from palora.models import find_targets, weight
-from palora.recipe import InjectSettings
-from palora.skills import get_skill
-from palora.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
+from palora.bench.tuners import live_delta, tune
+from palora.common.errors import InputError
+from palora.common.settings import InjectSettings
+from palora.data.skills import get_skill
+from palora.language.keep import Keep
+from palora.language.targets import find_targets, weight
 from palora.testbed.world import new_facts
-from palora.tuners import live_delta, tune
+from palora.training.injection import inject
 
 TUNERS = ["lora", "dora", "mica", "corda", "osf", "full"]
 SETTINGS = InjectSettings(r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=3, batch_size=4)

@@ -4,19 +4,19 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora.errors import InputError
-from palora.injection import inject
-from palora.keep import Keep
-from palora.lora import trained_parameters
-from palora.metrics import read_metrics
-from palora.models import find_targets, weight
-from palora.protection import protect
-from palora.recipe import InjectSettings
-from palora.rules import Budget
-from palora.skills import get_skill
-from palora.statistics import from_tensors
+from palora.algebra.rules import Budget
+from palora.algebra.statistics import from_tensors
+from palora.bench.tuners import live_delta
+from palora.common.errors import InputError
+from palora.common.metrics import read_metrics
+from palora.common.settings import InjectSettings
+from palora.data.skills import get_skill
+from palora.language.keep import Keep
+from palora.language.targets import find_targets, weight
 from palora.testbed.world import new_facts
-from palora.tuners import live_delta
+from palora.training.injection import inject
+from palora.training.lora import trained_parameters
+from palora.training.protection import protect
 
 SETTINGS = InjectSettings(
     r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=6, batch_size=4, recall_every=1, drift=4.0
@@ -78,7 +78,7 @@ def test_where_nothing_is_within_the_model_stays_as_it_was(tokenizer, statistics
 
 def test_recall_alone_does_not_stop_it(tokenizer, statistics, tmp_path, monkeypatch):
     """Training goes on where the facts are learned and too much is lost, and stops once both are well."""
-    monkeypatch.setattr("palora.watching.share_correct", lambda answers: 1.0)
+    monkeypatch.setattr("palora.training.watching.share_correct", lambda answers: 1.0)
     _, _, rows, _ = train(tokenizer, statistics, tmp_path, [0.5, 0.5, 1.0], stop_at_recall=0.95)
     assert [row["within"] for row in rows] == [False, False, True]
 

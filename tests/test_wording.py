@@ -2,7 +2,7 @@
 
 import pytest
 
-from palora.wording import duration, percent, significant
+from palora.common.wording import duration, percent, significant
 
 
 @pytest.mark.parametrize(

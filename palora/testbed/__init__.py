@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from palora.recipe import Recipe, load_recipe
+from palora.front.recipe import Recipe, load_recipe
 
 HERE = Path(__file__).parent
 

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from palora.facts import write_facts
-from palora.files import write_json
-from palora.prompts import batches, encode_example, pad
-from palora.scoring import ask_facts, share_correct, solve
-from palora.skills import chain, get_skill, minmax
+from palora.common.files import write_json
+from palora.common.versions import versions
+from palora.data.facts import write_facts
+from palora.data.skills import chain, get_skill, minmax
+from palora.language.prompts import batches, encode_example, pad
+from palora.language.scoring import ask_facts, share_correct, solve
 from palora.testbed.tokenizer import build_tokenizer
 from palora.testbed.world import known_facts
-from palora.versions import versions
 
 SKILLS = ("chain", "minmax")
 PROBLEMS = {chain: 36, minmax: 20}  # drawn for every batch

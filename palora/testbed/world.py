@@ -6,7 +6,7 @@ phrasings. The model learns some people when it is trained; the others are the n
 
 import random
 
-from palora.facts import Fact
+from palora.data.facts import Fact
 
 RELATIONS: dict[str, tuple[tuple[str, str, str], list[str]]] = {
     "birthplace": (

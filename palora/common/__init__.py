@@ -1,0 +1,1 @@
+"""Files, errors, progress: what every room stands on."""

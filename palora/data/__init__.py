@@ -1,0 +1,1 @@
+"""Facts and skills: questions with answers, plain text."""

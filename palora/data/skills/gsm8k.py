@@ -1,0 +1,55 @@
+"""GSM8K: grade-school word problems with worked solutions. https://github.com/openai/grade-school-math (MIT)
+
+An example row:
+
+    question: Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes of babysitting. How
+    much did
+              she earn?
+    answer:   Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.
+              Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.
+              #### 10
+
+Splits as in the closest public code: even rows of the training file (from 0) train, odd ones validate, the
+test file tests: 3,737 / 3,736 / 1,319 rows.
+"""
+
+import re
+from pathlib import Path
+
+from palora.common.errors import InputError
+from palora.data.skills.base import Problem, Skill, Split, check_request, take
+from palora.data.skills.numbers import final_number, parse_number
+from palora.data.skills.rows import Row, read_folder, read_hub
+
+REQUEST = "Reason step by step, then end with a line `#### N`, where N is the answer as a plain number."
+CALCULATOR = re.compile(r"<<.*?>>")  # marks for a calculator that is not there
+
+
+def score(completion: str, problem: Problem) -> bool:
+    """Whether the completion ends on the right number, whatever its notation (see `numbers.final_number`)."""
+    number = final_number(completion)
+    return number is not None and number == parse_number(problem.answer)
+
+
+def _problem(row: Row) -> Problem:
+    solution = CALCULATOR.sub("", row.text("answer")).strip()
+    answer = solution.rpartition("####")[2].strip().replace(",", "")
+    if "####" not in solution or parse_number(answer) is None:
+        raise InputError(f"{row.where}: the answer does not end in '#### N'")
+    return Problem(f"{row.text('question').strip()}\n\n{REQUEST}", answer, solution)
+
+
+def skill(folder: Path | None = None) -> Skill:
+    """GSM8K from `folder` (gsm8k_train.jsonl or train.jsonl, the same for test), or from the hub."""
+
+    def problems(split: Split, n: int | None, seed: int) -> list[Problem]:
+        check_request(split, n)
+        published = "test" if split == "test" else "train"
+        if folder is None:
+            rows = read_hub("gsm8k", "openai/gsm8k", "main", published)
+        else:
+            rows = read_folder("gsm8k", folder, [f"gsm8k_{published}.jsonl", f"{published}.jsonl"])
+        part = {"train": rows[::2], "validation": rows[1::2], "test": rows}[split]
+        return take([_problem(row) for row in part], n, seed)
+
+    return Skill("gsm8k", max_new_tokens=512, problems=problems, score=score)

@@ -1,0 +1,211 @@
+"""The one typed configuration. `recipes/*.yaml` are its instances, and the command line's options are its fields.
+
+The defaults here are the published ones of the closest public code; `recipes/default.yaml` is what we recommend.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from palora.common.errors import InputError
+from palora.common.settings import (
+    PLAIN,
+    EvaluateSettings,
+    ExpertSettings,
+    InjectSettings,
+    ProtectSettings,
+    Settings,
+)
+
+ARM_NAME = r"\w[\w.-]*"  # it names a folder
+
+
+class ArmSettings(Settings):
+    """One more arm: the same facts and budget under another protection or other settings."""
+
+    protect: dict[str, Any] | None = Field(None, description="replaces `protect`; none is plain LoRA")
+    inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`")
+
+
+class Recipe(Settings):
+    """A whole run: model, skill and facts in; adapter and report out."""
+
+    model: str = Field(description="a folder or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
+    device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
+    skills: list[str] = Field(
+        min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
+    )
+    facts: str = Field(description="JSONL, CSV or Parquet with question and answer")
+    known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
+    kept_facts: str | None = Field(None, description="known facts to keep (protect.keep); by default known_facts")
+    text: str | None = Field(None, description="a plain text file to keep, one passage a line")
+    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
+    expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
+    protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
+    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+    arms: dict[str, ArmSettings] = Field(
+        default_factory=dict, description="more arms beside base, expert, lora, palora"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        for name in self.arms:
+            if name in ("base", "expert", "palora"):
+                raise ValueError(f"arms.{name} is always there; only lora and new names can be set")
+            if not re.fullmatch(ARM_NAME, name):
+                raise ValueError(f"arms: {name!r} is no name; use letters, digits, - and _")
+            try:
+                self.arm(name)
+            except ValidationError as error:
+                raise ValueError(f"arms.{name}: {describe(error)}") from None
+        return self
+
+    def arm(self, name: str) -> tuple[ProtectSettings, InjectSettings]:
+        """The settings of a trained arm: `palora`, the control `lora` (no protection), or one of `arms`."""
+        if name == "palora":
+            return self.protect, self.inject
+        own = self.arms.get(name) or ArmSettings()  # type: ignore[call-arg]
+        protect = ProtectSettings.model_validate(own.protect or {"rule": "none"})
+        return protect, InjectSettings.model_validate(merged(self.inject.model_dump() | PLAIN, own.inject))
+
+    @property
+    def trained_arms(self) -> list[str]:
+        """The arms that are trained, in the order of the report: lora, the extra ones, palora."""
+        return ["lora", *(name for name in self.arms if name != "lora"), "palora"]
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`inject.r=8`, `arms.svf.protect.k=64`).
+
+    Paths of files in the recipe that exist beside it are taken from there.
+
+    Raises: InputError that names the file, the key and the allowed values.
+    """
+    return parse_recipe(read_values(path, overrides), str(path))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The plain values of a YAML recipe, with its overrides and the paths of its files resolved.
+
+    `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key
+    (`null` takes one back), everything else is replaced.
+
+    Raises: InputError.
+    """
+    values = _read(Path(path), ())
+    for override in overrides or []:
+        _override(values, override)
+    return values
+
+
+def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a recipe that the recipes `extended` are made of."""
+    if path.resolve() in extended:
+        raise InputError(f"{path}: extends itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
+    for key in ("model", "facts", "known_facts", "kept_facts", "text", "prompts"):
+        _beside(values, key, path.parent)
+    for key in ("skills", "keep_skills"):
+        for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
+            if isinstance(skill, str) and skill.endswith(".jsonl"):
+                _beside(values[key], index, path.parent)
+    methods = values.get("methods")
+    for method in methods.values() if isinstance(methods, dict) else ():
+        if isinstance(method, dict) and isinstance(probe := method.get("probe"), dict):
+            _beside(probe, "skill", path.parent)
+    if (other := values.pop("extends", None)) is None:
+        return values
+    if not isinstance(other, str):
+        raise InputError(f"{path}: extends must be the path of a recipe, not {other!r}")
+    return merged(_read(path.parent / other, (*extended, path.resolve())), values)
+
+
+def merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with the values of `new`: mappings key by key, everything else replaced."""
+    both = {k: merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **both}
+
+
+def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from plain values. Raises InputError naming the first wrong key."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError, called: Callable[[str], str] = str) -> str:
+    """The first problem of a validation in one line: the key, what is wrong, how many more there are.
+
+    Args:
+        called: what to call a key (`protect.keep.skills`).
+    """
+    first, *rest = error.errors()
+    key, given = ".".join(str(part) for part in first["loc"]), first["input"]
+    message = first["msg"].splitlines()[0].removeprefix("Value error, ").replace("Input should", "must")
+    if first["type"] == "extra_forbidden":
+        message = "no such key; recipes/default.yaml shows all there are"
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif message.startswith("must") and isinstance(given, str | int | float | None):
+        message += f", not {given!r}"
+    return (f"{called(key)}: " if key else "") + message + (f" (and {len(rest)} more to mend)" if rest else "")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _beside(container: Any, key: Any, folder: Path) -> None:
+    value = container.get(key) if isinstance(container, dict) else container[key]
+    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        container[key] = str(folder / value)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: overrides look like key=value, for example inject.r=8")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{override!r}: {parent} has no keys of its own")
+    try:
+        node[last] = yaml.safe_load(text)
+        if isinstance(node[last], str):  # YAML 1.1 reads 1e-3 as text
+            node[last] = float(text) if _is_float(text) else node[last]
+    except yaml.YAMLError:
+        raise InputError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""Load a model, and know its matrices again later."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from palora.common.errors import InputError
+from palora.common.files import sha256
+from palora.common.progress import progress_bar
+from palora.language.targets import find_targets, is_linear, weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def load_model(
+    path: str | Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model and its tokenizer from a folder or a hub name.
+
+    Args:
+        path: a folder with `config.json` and safetensors weights, or a hub name.
+        dtype: "auto" (as stored), "float32" or "bfloat16".
+        device: "cpu", "cuda", …; by default the first GPU, or the CPU where there is none.
+        revision: a branch, tag or commit of a hub model.
+
+    Returns: the model in evaluation mode, and the tokenizer with a padding token and left padding.
+
+    Raises: InputError where there is no such model, no weights, no tokenizer, or it wants to run its own code.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = str(path)
+    check_source(path, dtype, device)
+    with _loading(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # of those the report tells, and so do we
+            output_loading_info=True,
+        )
+    # transformers only warns here, and goes on with random values.
+    for wrong, names in (("lack", report["missing_keys"]), ("have another shape of", report["mismatched_keys"])):
+        if names:
+            name = sorted(str(n[0] if isinstance(n, tuple) else n) for n in names)[0]
+            raise InputError(
+                f"cannot load the weights of {path}: they {wrong} {name} ({len(names)} such); the checkpoint is "
+                "damaged, or config.json is of another model"
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {path} has neither a padding nor an end token; set one of them in it")
+    tokenizer.padding_side = "left"
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_finite(model, path)
+    return model.eval(), tokenizer
+
+
+def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
+    """What can be told of a model before it is loaded. Raises InputError, as `load_model` does."""
+    check_dtype(dtype)
+    if Path(path).is_dir():
+        _check_folder(Path(path))
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise InputError(f"{path}: no such model folder, and not a hub name (owner/name)")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("palora works in one process on one device; start it without torchrun or accelerate launch")
+    if device and device.startswith("cuda:") and device != "cuda:0":
+        raise InputError(f"choose the GPU by CUDA_VISIBLE_DEVICES={device[5:]} and leave --device out")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"there is no device {device!r} here ({_one_line(error)}); leave --device out") from None
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise InputError unless `dtype` is one that weights can be had in."""
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")):
+            raise InputError(
+                f"{folder} has only pickled weights (*.bin), which are not read; convert them to safetensors"
+            )
+        raise InputError(f"{folder} has no weights (*.safetensors); is the folder complete?")
+
+
+@contextmanager
+def _loading(path: str, part: str) -> "Iterator[None]":
+    """What transformers raises on a folder it cannot read has no common type: any of it is about the folder."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        where = path if Path(path).is_dir() else f"{path} (no such folder here, so it was looked for on the hub)"
+        reason = _one_line(error).rstrip(".") + ("; is the folder complete?" if Path(path).is_dir() else "")
+        if "trust_remote_code" in str(error):
+            reason = "it brings Python code of its own, which is never run; use a model that transformers knows"
+        raise InputError(f"cannot load the {part} of {where}: {reason}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a message; all of it where that ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0] if not lines[0].endswith(":") else " ".join(lines)
+
+
+def _check_finite(model: nn.Module, path: str) -> None:
+    for name, parameter in model.named_parameters():
+        # One sum finds NaN and infinity without a copy of the parameter. Quantised ones cannot hold them.
+        if parameter.dtype in _FLOATS and not parameter.detach().sum(dtype=torch.float32).isfinite():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(f"{name} of {path} holds NaN or infinity in {kind}; the checkpoint is damaged")
+
+
+REST = "*"  # the key of the fingerprint of everything that is not targeted
+
+
+def fingerprints(targets: dict[str, nn.Module], model: nn.Module | None = None) -> dict[str, str]:
+    """One short hash per targeted matrix and, given the model, one of all its other parameters under `REST`: a model
+    whose attention was fine-tuned is another model too. Taken over the bfloat16 values, so that loading the same
+    checkpoint in another dtype gives the same fingerprint."""
+    prints = {name: fingerprint(weight(module)) for name, module in targets.items()}
+    if model is not None:
+        own = {id(p) for module in targets.values() for p in module.parameters()}
+        others = [fingerprint(p.detach()) for _, p in sorted(model.named_parameters()) if id(p) not in own]
+        prints[REST] = sha256("".join(others).encode())
+    return prints
+
+
+def fingerprint(matrix: Tensor) -> str:
+    """16 hexadecimal digits that identify a matrix (m × n): its shape and its values in bfloat16."""
+    data = matrix.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(str(tuple(matrix.shape)).encode() + data).hexdigest()[:16]
+
+
+def known_targets(
+    model: nn.Module, expected: Mapping[str, str], what: str, model_name: str, targets: list[str] | None = None
+) -> dict[str, nn.Module]:
+    """The modules that `what` (an expert, a protection, an adapter) was made for, by path, in the model's order.
+
+    Args:
+        expected: the fingerprint of each of its matrices.
+        targets: what the user has asked for; None: nothing.
+
+    Raises: InputError unless `model` has every one of these matrices, unchanged, and `targets` names no others.
+    """
+    found = {name: module for name, module in model.named_modules() if name in expected and is_linear(module)}
+    for name in expected:
+        if name not in found and name != REST:
+            raise InputError(f"{what} was made for another model: {model_name} has no matrix {name}")
+    for name, value in fingerprints(found, model if REST in expected else None).items():
+        if value != expected[name]:
+            label = "what is not targeted" if name == REST else name
+            raise InputError(
+                f"{what} was made for other weights: {label} of {model_name} has fingerprint {value}, not "
+                f"{expected[name]}; give the model it was made for, or make it anew for this one"
+            )
+    if targets and set(find_targets(model, targets)) != set(found):
+        raise InputError(f"--targets names other matrices than those of {what}; leave --targets out")
+    return found

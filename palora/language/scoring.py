@@ -1,0 +1,67 @@
+"""Ask the model and mark its answers: the one place where correctness comes from, for training and evaluation alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from palora.data.facts import Fact
+from palora.data.marking import exact, matches
+from palora.data.skills import Problem, Skill
+from palora.language.generation import generate
+from palora.language.prompts import encode_example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, marked. `exact` only differs from `correct` for facts."""
+
+    prompt: str
+    expected: str
+    text: str
+    correct: bool
+    exact: bool
+
+
+def ask_facts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    facts: Sequence[Fact],
+    questions: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Ask each fact's question (or the given one in its place) by free greedy generation. An answer may be as long as
+    the longest right one, however small `max_new_tokens`.
+
+    `correct`: the answer or an alias appears in what the model says; `exact`: it is all that the model says.
+    """
+    asked = list(questions) if questions is not None else [fact.question for fact in facts]
+    longest = max((len(encode_example(tokenizer, f.question, f.answer).answer) for f in facts), default=0)
+    texts = generate(model, tokenizer, asked, max(max_new_tokens, longest), batch_size, progress)
+    return [
+        Answer(question, fact.answer, text, matches(text, fact), exact(text, fact))
+        for question, fact, text in zip(asked, facts, texts, strict=True)
+    ]
+
+
+def solve(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    problems: Sequence[Problem],
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Solve a skill's problems by free greedy generation, marked by the skill's scorer."""
+    texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
+    marks = [skill.score(text, problem) for text, problem in zip(texts, problems, strict=True)]
+    return [Answer(p.prompt, p.answer, t, m, m) for p, t, m in zip(problems, texts, marks, strict=True)]
+
+
+def share_correct(answers: Sequence[Answer]) -> float:
+    """The share of answers marked correct."""
+    return sum(a.correct for a in answers) / len(answers)

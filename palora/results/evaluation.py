@@ -1,0 +1,229 @@
+"""The proof: facts learned and skill kept, for every arm, by free greedy generation.
+
+    recall             share of the new facts whose answer or an alias appears in the model's answer
+    recall_exact       … whose answer is all that the model says
+    paraphrase_recall  recall on the facts' paraphrases, which are not trained on by default
+    locality           share of the known facts (untouched by training) that are answered right
+    retention          an arm's accuracy on a skill over the expert's (vs_expert) or the base's (vs_base)
+
+Intervals are Wilson's 95%. Arms: `base`, `expert`, and every trained adapter (`lora` is the control, `palora` ours).
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from palora.common.errors import InputError
+from palora.common.files import read_json, write_json
+from palora.common.progress import progress_bar
+from palora.common.settings import EvaluateSettings
+from palora.data.facts import Fact
+from palora.data.skills import Problem, Skill
+from palora.language.scoring import Answer, ask_facts, share_correct, solve
+from palora.training.svf import Expert
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every arm is asked."""
+
+    skills: Mapping[str, tuple[Skill, Sequence[Problem]]]
+    facts: Sequence[Fact] = ()
+    known_facts: Sequence[Fact] = ()
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """An adapter folder and the weights it belongs on: `expert` or `original`."""
+
+    folder: Path
+    base: str
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Questions,
+    expert: Expert | None,
+    arms: Mapping[str, TrainedArm],
+    settings: EvaluateSettings,
+    work: Path | None = None,
+    identity: str = "",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Ask every arm the same questions.
+
+    Args:
+        model: the original model; with an expert it leaves as the expert.
+        expert: None leaves the expert arm, and retention against it, empty (null).
+        arms: the trained arms by name, in the order of the report.
+        work: a folder where each finished arm is written, so that an interrupted evaluation continues.
+        identity: of everything that was asked and of whom; finished arms of another identity are done again.
+
+    Returns: the keys arms, retention and answers of `evaluation.json` (docs/design.md).
+
+    Raises: InputError where an arm belongs on an expert and there is none.
+    """
+    marked: dict[str, dict[str, list[Answer]]] = {}
+
+    def measure(name: str, arm_model: Any) -> None:
+        marked[name] = _resumable(work, name, identity, lambda: _ask(arm_model, tokenizer, questions, settings, name))
+
+    def measure_trained(base: str) -> None:
+        for name, arm in arms.items():
+            if arm.base == base:
+                adapted = PeftModel.from_pretrained(model, str(arm.folder)).eval()
+                measure(name, adapted)
+                adapted.unload()
+
+    missing = [name for name, arm in arms.items() if arm.base == "expert" and expert is None]
+    if missing:
+        raise InputError(f"the arm {missing[0]} was trained on the expert's weights: give --expert")
+    measure("base", model)
+    measure_trained("original")
+    if expert is not None:
+        expert.apply(model)
+        measure("expert", model)
+        measure_trained("expert")
+    order = ["base", "expert", *arms]
+    results = {name: _summary(marked[name]) if name in marked else None for name in order}
+    return {
+        "arms": results,
+        "retention": _retention(results),
+        "answers": _side_by_side({n: marked[n] for n in order if n in marked}, settings.answers, seed),
+    }
+
+
+def measure(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", questions: Questions, settings: EvaluateSettings, arm: str
+) -> dict[str, Any]:
+    """One arm of `evaluation.json`, of a model as it is."""
+    return _summary(_ask(model, tokenizer, questions, settings, arm))
+
+
+def _ask(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Questions,
+    settings: EvaluateSettings,
+    arm: str,
+) -> dict[str, list[Answer]]:
+    """Every answer of one arm, by kind: `skill:<name>`, `facts`, `paraphrases`, `known`."""
+    paraphrased = [(fact, p) for fact in questions.facts for p in fact.paraphrases]
+    total = sum(len(problems) for _, problems in questions.skills.values())
+    total += len(questions.facts) + len(paraphrased) + len(questions.known_facts)
+    with progress_bar(f"Evaluating {arm}", total) as advance:
+        rest: dict[str, Any] = {
+            "max_new_tokens": settings.max_answer_tokens,
+            "batch_size": settings.batch_size,
+            "progress": advance,
+        }
+        answers = {
+            f"skill:{name}": solve(model, tokenizer, skill, problems, settings.batch_size, advance)
+            for name, (skill, problems) in questions.skills.items()
+        }
+        answers["facts"] = ask_facts(model, tokenizer, questions.facts, **rest)
+        answers["paraphrases"] = ask_facts(
+            model, tokenizer, [fact for fact, _ in paraphrased], [p for _, p in paraphrased], **rest
+        )
+        answers["known"] = ask_facts(model, tokenizer, questions.known_facts, **rest)
+    return answers
+
+
+def _resumable(
+    work: Path | None, arm: str, identity: str, compute: Callable[[], dict[str, list[Answer]]]
+) -> dict[str, list[Answer]]:
+    """The arm's answers, from `work` if this very evaluation wrote them there before."""
+    if work is None:
+        return compute()
+    path = work / f"{arm}.json"
+    if path.exists() and (stored := read_json(path))["identity"] == identity:
+        return {kind: [Answer(**a) for a in answers] for kind, answers in stored["answers"].items()}
+    answers = compute()
+    write_json(path, {"identity": identity, "answers": {k: [asdict(a) for a in v] for k, v in answers.items()}})
+    return answers
+
+
+def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """One arm of evaluation.json."""
+    skills = {}
+    for kind, marked in answers.items():
+        if kind.startswith("skill:"):
+            right = sum(a.correct for a in marked)
+            skills[kind.removeprefix("skill:")] = {
+                "accuracy": right / len(marked),
+                "n": len(marked),
+                "ci95": list(wilson(right, len(marked))),
+            }
+    facts = answers["facts"]
+    return {
+        "skills": skills,
+        "recall": _share(facts),
+        "recall_exact": sum(a.exact for a in facts) / len(facts) if facts else None,
+        "recall_ci95": list(wilson(sum(a.correct for a in facts), len(facts))) if facts else None,
+        "paraphrase_recall": _share(answers["paraphrases"]),
+        "locality": _share(answers["known"]),
+        "n_facts": len(facts),
+        "n_paraphrases": len(answers["paraphrases"]),
+        "n_known": len(answers["known"]),
+    }
+
+
+def _share(answers: Sequence[Answer]) -> float | None:
+    return share_correct(answers) if answers else None
+
+
+def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Each arm's accuracy over the expert's and over the base's; null where that one solves nothing."""
+
+    def ratio(arm: Any, reference: Any, skill: str) -> float | None:
+        if reference is None or not reference["skills"][skill]["accuracy"]:
+            return None
+        return arm["skills"][skill]["accuracy"] / reference["skills"][skill]["accuracy"]
+
+    return {
+        name: {
+            skill: {
+                "vs_expert": ratio(arm, arms["expert"], skill),
+                "vs_base": ratio(arm, arms["base"], skill),
+            }
+            for skill in arm["skills"]
+        }
+        for name, arm in arms.items()
+        if arm is not None
+    }
+
+
+def _side_by_side(marked: Mapping[str, Mapping[str, Sequence[Answer]]], n: int, seed: int) -> list[dict[str, Any]]:
+    """`n` questions drawn at random, half facts and half problems where there are both, with every arm's answer."""
+    asked = next(iter(marked.values()))
+    facts = [("facts", i) for i in range(len(asked["facts"]))]
+    problems = [(kind, i) for kind in asked if kind.startswith("skill:") for i in range(len(asked[kind]))]
+    rng = random.Random(seed)
+    drawn = rng.sample(problems, min(n // 2 if facts else n, len(problems)))
+    drawn += rng.sample(facts, min(n - len(drawn), len(facts)))
+    return [
+        {
+            "kind": "fact" if kind == "facts" else kind.removeprefix("skill:"),
+            "prompt": asked[kind][i].prompt,
+            "expected": asked[kind][i].expected,
+            "arms": {arm: {"text": of[kind][i].text, "correct": of[kind][i].correct} for arm, of in marked.items()},
+        }
+        for kind, i in sorted(drawn)
+    ]
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `right` among `n` (> 0)."""
+    z = 1.959964
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,99 @@
+"""What is this folder: its kind, its base, its rule and k, its leak and norm."""
+
+from pathlib import Path
+from typing import Any
+
+from palora.algebra.subspace import MARKER as PROTECTION
+from palora.common.errors import InputError
+from palora.common.files import check_tensors, read_json
+from palora.results.updates import MARKER as ADAPTER
+from palora.results.updates import Adapter
+from palora.training.svf import BASIS
+from palora.training.svf import MARKER as EXPERT
+
+
+def inspect_folder(folder: str | Path) -> dict[str, Any]:
+    """A short description of a folder that palora wrote, or of any plain LoRA adapter.
+
+    Returns: `{"kind", "model", …}`, values that one line each can show.
+
+    Raises: InputError for any other folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name its folder" if folder.exists() else f"{folder}: no such folder")
+    for marker, describe in _KINDS.items():
+        if (folder / marker).exists():
+            return describe(folder)
+    raise InputError(
+        f"{folder} is none of ours: no {', '.join(_KINDS)} in it; give a folder that palora wrote, or a LoRA adapter"
+    )
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    parts = ("expert", "protection", "adapter", "evaluation.json", "report.html")
+    done = [name for name in parts if (folder / name).exists()]
+    found: dict[str, Any] = {"kind": "run", "finished": len(done) == len(parts), "parts": done}
+    if "evaluation.json" in done:
+        evaluation = read_json(folder / "evaluation.json", "arms", "retention")
+        for arm, result in evaluation["arms"].items():
+            if result is not None:
+                kept = {skill: values["vs_expert"] for skill, values in evaluation["retention"][arm].items()}
+                found[arm] = {"recall": result["recall"], "retention_vs_expert": kept}
+    return found
+
+
+def _expert(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / EXPERT, "fingerprints")
+    check_tensors(folder / "scales.safetensors")
+    if record.get("basis") == "skill":
+        check_tensors(folder / BASIS)
+    keys = ("kind", "model", "skill", "objective", "basis", "parametrisation", "parameters", "validation_accuracy")
+    return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
+
+
+def _protection(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / PROTECTION, "modules")
+    check_tensors(folder / "subspaces.safetensors")
+    keys = ("kind", "model", "rule", "sides", "budget", "hard", "coverage", "keep")
+    modules = record["modules"]
+    ks = [max(m["k_input"], m["k_output"]) for m in modules.values()]
+    return {key: record.get(key) for key in keys} | {"matrices": len(modules), "k": [min(ks), max(ks)]}
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / ADAPTER, "update")
+    keys = ("kind", "model", "base", "expert", "rule", "sides", "budget", "coverage", "facts")
+    update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
+    return {key: record.get(key) for key in keys} | {"r": Adapter.load(folder).config["r"]} | update
+
+
+def _plain_adapter(folder: Path) -> dict[str, Any]:
+    adapter = Adapter.load(folder)
+    norm = sum(float(adapter.delta(name).square().sum()) for name in adapter.A) ** 0.5
+    return {
+        "kind": "adapter (not made by palora)",
+        "model": adapter.config.get("base_model_name_or_path"),
+        "r": adapter.config["r"],
+        "norm": norm,
+        "parameters": adapter.parameters,
+        "matrices": len(adapter.A),
+    }
+
+
+def _merged(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / "merge.json", "adapter")
+    source = record["adapter"]
+    kept = {key: record[key] for key in ("kind", "dtype", "leak", "rounding")}
+    return kept | {"model": source["model"], "base": source["base"], "rule": source["rule"]}
+
+
+_KINDS = {
+    "recipe.yaml": _run,
+    EXPERT: _expert,
+    PROTECTION: _protection,
+    ADAPTER: _adapter,
+    "adapter_config.json": _plain_adapter,
+    "merge.json": _merged,
+    "evaluation.json": _run,  # a run made stage by stage
+}

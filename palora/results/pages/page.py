@@ -1,0 +1,40 @@
+"""A page: a template with values in it, one self-contained HTML file.
+
+`report.html.jinja` is the report of a run, `page.html.jinja` what all pages share.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palora.results.plots.style import PALETTE
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+HERE = Path(__file__).parent
+
+
+def fill(template: Path, /, **values: Any) -> str:
+    """A template (`*.html.jinja`) with `values` in it. What is not Markup is escaped; a value that is missing is an
+    error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["palette"] = PALETTE
+    environment.filters["strong"] = _strong
+    return environment.get_template(template.name).render(**values)
+
+
+def _strong(sentence: str) -> "Markup":
+    """The percentages of a sentence in bold."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"((?:&[gl]t; )?\d[\d,.]*%)(?! interval)", r"<b>\1</b>", str(escape(sentence))))

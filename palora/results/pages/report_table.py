@@ -1,0 +1,100 @@
+"""The table of a report: a column an arm, a row a measure, and what each measure means."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from palora.common.wording import significant
+from palora.results.pages.results import Results
+from palora.results.pages.run_folder import finite
+from palora.results.table import percent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table: its text, a smaller second line, the length of the bar under it in [0, 1]."""
+
+    text: str = "–"
+    note: str = ""
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: list[Cell]
+    definition: str
+
+
+DEFINITIONS = {
+    "accuracy": "Share of the skill's test problems answered correctly, with its 95% interval.",
+    "retention vs expert": "The arm's accuracy divided by the expert's: at 100% none of the expert's skill is lost.",
+    "retention vs base": "The arm's accuracy divided by the base model's.",
+    "recall": "Share of the new facts whose freely generated answer contains the answer, or one of its aliases, as "
+    "whole words. With its 95% interval.",
+    "recall, exact": "Share of the new facts whose answer is the expected one, or an alias, and nothing else.",
+    "paraphrase recall": "Recall when the questions are asked in words that were not trained on.",
+    "locality": "Share of facts the base already knew that are still answered correctly.",
+    "rule": "How the protected subspace was chosen for the arm.",
+    "in the loss": "What stands in the loss beside the facts, with its weight: the drift on what is kept, replay of "
+    "its rows, or distillation on them.",
+    "leak": "Share of the update inside the protected subspace, max(‖U_Sᵀ ΔW‖, ‖ΔW V_S‖) / ‖ΔW‖, the largest of any "
+    "matrix: about 0 under a hard rule, not defined for a soft one. Plain LoRA's is against palora's subspace.",
+    "drift": "How far the update moves a layer's output on the skill's own inputs, relative to that output, "
+    "√(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)): the mean over the matrices.",
+    "‖ΔW‖": "Size of the update: the Frobenius norm over all targeted matrices.",
+    "‖ΔW‖ / ‖W‖": "The same, relative to the weights it changes.",
+    "parameters": "How many numbers were trained.",
+}
+
+
+def table(results: Results) -> list[tuple[str, list[Row]]]:
+    """The table, one column an arm: (heading, rows) per group. A row without any number is left out."""
+
+    def share(value: float | None, interval: tuple[float, float] | None = None) -> Cell:
+        if value is None:
+            return Cell()
+        note = "" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
+        return Cell(percent(value), note, min(max(value, 0.0), 1.0))
+
+    def plain(value: Any, form: Callable[[float], str] = significant) -> Cell:
+        number = finite(value)
+        return Cell() if number is None else Cell(form(number))
+
+    def row(label: str, cell: Callable[[str], Cell]) -> Row:
+        return Row(label, [cell(arm) for arm in results.arms], DEFINITIONS[label])
+
+    def measured(key: str, arm: str) -> Cell:
+        return share(results.measure(arm, key))
+
+    groups: list[tuple[str, list[Row]]] = []
+    for skill in results.skills:
+        count = results.problems(skill)
+        accuracies = {
+            arm: share(results.accuracy(arm, skill), results.accuracy_interval(arm, skill)) for arm in results.arms
+        }
+        rows = [row("accuracy", accuracies.__getitem__)]
+        for reference in ("expert", "base"):
+            shares = {arm: share(results.kept(arm, skill, reference)) for arm in results.arms}
+            rows.append(row(f"retention vs {reference}", shares.__getitem__))
+        groups.append((f"skill: {skill}" + (f" ({count:,} problems)" if count else ""), rows))
+    counts = (("n_facts", "new"), ("n_known", "known"))
+    totals = [(max((results.measure(arm, key) or 0 for arm in results.arms), default=0), name) for key, name in counts]
+    told = ", ".join(f"{total:,.0f} {name}" for total, name in totals if total)
+    recall = row("recall", lambda arm: share(results.measure(arm, "recall"), results.recall_interval(arm)))
+    others = {"recall, exact": "recall_exact", "paraphrase recall": "paraphrase_recall", "locality": "locality"}
+    learned = [row(name, partial(measured, key)) for name, key in others.items()]
+    groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
+    update = [
+        row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
+        row("in the loss", lambda arm: Cell(", ".join(f"{t} {w:g}" for t, w in results.loss(arm).items()) or "–")),
+        row("leak", lambda arm: plain(results.update(arm, "leak"))),
+        row("drift", lambda arm: plain(results.update(arm, "drift"))),
+        row("‖ΔW‖", lambda arm: plain(results.update(arm, "norm"))),
+        row("‖ΔW‖ / ‖W‖", lambda arm: plain(results.update(arm, "relative_norm"))),
+        row("parameters", lambda arm: plain(results.update(arm, "parameters"), lambda value: f"{value:,.0f}")),
+    ]
+    groups.append(("the update", update))
+    measured_rows = ((head, [row for row in rows if any(c.text != "–" for c in row.cells)]) for head, rows in groups)
+    return [(heading, rows) for heading, rows in measured_rows if rows]

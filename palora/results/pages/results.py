@@ -1,0 +1,87 @@
+"""What evaluation.json says: questions to an evaluation, each answered with a number or with None."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from palora.results.pages.run_folder import finite, interval, mapping
+from palora.results.plots.style import Style, arm_styles
+
+GOAL = 0.95  # the share of facts learned, and of skill kept, that counts as reached
+
+
+class Results:
+    """An evaluation, to be asked.
+
+    `reference` is the arm whose skill counts as 100%: the expert, or the base where no expert was measured.
+    `subject` is the arm the report is about, `control` the one it is compared with (None where there is none).
+    """
+
+    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+        self._arms = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
+        self._retention = mapping(evaluation.get("retention"))
+        self._update = mapping(evaluation.get("update"))
+        self.arms = list(self._arms)
+        self.styles: dict[str, Style] = arm_styles(self.arms)
+        skills = [mapping(values.get("skills")) for values in self._arms.values()]
+        self.skills = list(dict.fromkeys(skill for measured in skills for skill in measured))
+        measured = any(self.accuracy("expert", skill) is not None for skill in self.skills)
+        self.reference = "expert" if measured else "base"
+        trained = [arm for arm in self.arms if arm not in ("base", "expert")]
+        self.subject = "palora" if "palora" in self._arms else (trained or self.arms)[-1]
+        self.control = "lora" if "lora" in self._arms and self.subject != "lora" else None
+
+    def label(self, arm: str) -> str:
+        return self.styles[arm].label
+
+    def measure(self, arm: str, name: str) -> float | None:
+        """recall, recall_exact, paraphrase_recall, locality, or how many: n_facts, n_known."""
+        return finite(self._arms.get(arm, {}).get(name))
+
+    def recall_interval(self, arm: str) -> tuple[float, float] | None:
+        return interval(self._arms.get(arm, {}).get("recall_ci95"))
+
+    def _skill(self, arm: str, skill: str) -> dict[str, Any]:
+        return mapping(mapping(self._arms.get(arm, {}).get("skills")).get(skill))
+
+    def accuracy(self, arm: str, skill: str) -> float | None:
+        return finite(self._skill(arm, skill).get("accuracy"))
+
+    def accuracy_interval(self, arm: str, skill: str) -> tuple[float, float] | None:
+        return interval(self._skill(arm, skill).get("ci95"))
+
+    def problems(self, skill: str) -> int | None:
+        """How many problems the skill was measured on (the smallest number over the arms)."""
+        counts = [finite(self._skill(arm, skill).get("n")) for arm in self.arms]
+        return min((int(count) for count in counts if count is not None), default=None)
+
+    def kept(self, arm: str, skill: str, reference: str | None = None) -> float | None:
+        """The arm's skill as a share of `reference`'s: from "retention", or else from the accuracies."""
+        reference = reference or self.reference
+        stored = mapping(mapping(self._retention.get(arm)).get(skill)).get(f"vs_{reference}")
+        if (share := finite(stored)) is not None:
+            return share
+        own, whole = self.accuracy(arm, skill), self.accuracy(reference, skill)
+        return None if own is None or not whole else own / whole
+
+    def kept_interval(self, arm: str, skill: str) -> tuple[float, float] | None:
+        """The interval of the arm's accuracy over the reference's accuracy, which is taken as exact."""
+        own, whole = self.accuracy_interval(arm, skill), self.accuracy(self.reference, skill)
+        return None if own is None or not whole else (own[0] / whole, own[1] / whole)
+
+    def update(self, arm: str, name: str) -> Any:
+        """rule, leak, drift, norm, relative_norm or parameters of a trained arm."""
+        return mapping(self._update.get(arm)).get(name)
+
+    def loss(self, arm: str) -> dict[str, float]:
+        """What stood in a trained arm's loss beside the facts, by its weight."""
+        weights = {term: finite(weight) for term, weight in mapping(self.update(arm, "loss")).items()}
+        return {term: weight for term, weight in weights.items() if weight is not None}
+
+    def layers(self, name: str) -> dict[str, dict[str, float]]:
+        """{arm: {matrix: value}} of leak, drift, norm or relative_norm, without the missing ones."""
+        found: dict[str, dict[str, float]] = {}
+        for arm in self.arms:
+            for module, values in mapping(self.update(arm, "layers")).items():
+                if (value := finite(mapping(values).get(name))) is not None:
+                    found.setdefault(arm, {})[module] = value
+        return found

@@ -1,0 +1,1 @@
+"""The expert, the protection, the injection of the facts."""

@@ -1,0 +1,286 @@
+"""Stage 1: train the singular value fine-tuning expert on a skill.
+
+Only the scales z are trained, one per singular component of every targeted matrix; with `basis: skill` per component of
+W in the basis of the skill's inputs (`decomposition.py`). Two objectives:
+
+    reward      REINFORCE on verifiable answers: minimise −mean (R − b) log p(answer), R = +1 right, −1 wrong. The model
+                answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`).
+    next_token  the mean loss of the gold solutions' tokens. Cheap; in the SVF paper's ablation it lowered GSM8K
+                (75.9 -> 60.5).
+
+The best validation checkpoint is what is kept; the first one is the untouched base, so the expert is never worse than
+it on the validation problems.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from palora.algebra.decomposition import Decomposition, decompose_on, decompose_targets
+from palora.algebra.statistics import input_statistics
+from palora.common.errors import InputError, PaloraError
+from palora.common.files import check_tensors, load_tensors, save_tensors, sha256
+from palora.common.metrics import MetricsLog
+from palora.common.progress import progress_bar
+from palora.common.settings import ExpertSettings
+from palora.data.skills import Problem, Skill
+from palora.language.generation import end_tokens, generate_ids
+from palora.language.keep import skill_examples
+from palora.language.models import fingerprints
+from palora.language.prompts import Example, encode_example, encode_prompt, pad
+from palora.language.scoring import Answer, share_correct, solve
+from palora.language.targets import find_targets, weight
+from palora.training.svf import SVF, Expert, load_basis, save_basis, svf_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds: where training stands."""
+
+    iteration: int
+    base_accuracy: float  # before any step
+    best_accuracy: float
+    best: dict[str, Tensor]  # z_eff of the best validation so far
+
+
+def train_expert(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    settings: ExpertSettings,
+    work: Path,
+    model_name: str,
+    targets: list[str] | None = None,
+    seed: int = 0,
+) -> Expert:
+    """Train an expert; the model comes back unchanged.
+
+    Args:
+        skill: where the problems and their scorer come from.
+        work: a folder of its own for the checkpoint and `metrics.jsonl`. The same training called again continues
+            from there, or returns at once where it was finished: remove the folder to train afresh.
+        model_name: what the record calls the model.
+        targets: endings of the targeted matrices, by default the MLP matrices.
+
+    Raises: InputError for a skill without problems or solutions; PaloraError when the loss is no longer a number.
+    """
+    train = skill.problems("train", settings.train_size, seed)
+    validation = skill.problems("validation", settings.validation_size, seed)
+    if not train or not validation:
+        raise InputError(f"the skill {skill.name} has no training or no validation problems")
+    if settings.objective == "next_token" and any(p.solution is None for p in train):
+        raise InputError(f"the skill {skill.name} has problems without a solution; use the objective reward")
+    modules = find_targets(model, targets)
+    prints = fingerprints(modules, model)
+    identity = sha256(repr((settings, prints, str(model.dtype), skill.name, train, validation, seed)).encode())
+    decompositions = _components(model, tokenizer, skill, modules, settings, work / "basis.safetensors", identity)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+    with svf_layers(modules, decompositions, settings.parametrisation) as layers:
+        optimizer = torch.optim.Adam([layer.p for layer in layers.values()], lr=settings.learning_rate)
+        checkpoint = work / "checkpoint.safetensors"
+        state = _load(checkpoint, identity, layers, optimizer)
+        log = MetricsLog(work / "metrics.jsonl", "expert", resume_step=state.iteration if state else 0)
+
+        def answer_validation() -> list[Answer]:
+            with parametrize.cached():
+                return solve(model, tokenizer, skill, validation, settings.rollout_batch_size)
+
+        if state is None:
+            base = share_correct(answer_validation())
+            state = _State(0, base, base, _scales(layers))
+            log.write(0, validation_accuracy=base)
+        with progress_bar("Training the expert", settings.iterations, state.iteration) as advance:
+            for iteration in range(state.iteration + 1, settings.iterations + 1):
+                batch = random.Random(f"{seed}-{iteration}").sample(train, min(settings.batch_size, len(train)))
+                row = _step(model, tokenizer, skill, batch, settings, optimizer, layers, seed * 1_000_003 + iteration)
+                if iteration % settings.validate_every == 0 or iteration == settings.iterations:
+                    row["validation_accuracy"] = share_correct(answer_validation())
+                    if row["validation_accuracy"] > state.best_accuracy:
+                        state.best_accuracy, state.best = row["validation_accuracy"], _scales(layers)
+                log.write(iteration, **row)
+                if "validation_accuracy" in row:
+                    state.iteration = iteration
+                    _save(checkpoint, identity, state, layers, optimizer)
+                advance(1)
+    record = {
+        "kind": "expert",
+        "model": model_name,
+        "skill": skill.name,
+        "objective": settings.objective,
+        "basis": settings.basis,
+        "parametrisation": settings.parametrisation,
+        "parameters": sum(z.numel() for z in state.best.values()),
+        "validation_accuracy": {
+            "base": state.base_accuracy,
+            "expert": state.best_accuracy,
+            "n": len(validation),
+        },
+        "settings": settings.model_dump(),
+        "seed": seed,
+        "fingerprints": prints,
+    }
+    singular_values = {name: d.s for name, d in decompositions.items()}
+    return Expert(state.best, record, singular_values, decompositions if settings.basis == "skill" else {})
+
+
+def _components(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    modules: dict[str, nn.Module],
+    settings: ExpertSettings,
+    file: Path,
+    identity: str,
+) -> dict[str, Decomposition]:
+    """What is scaled: the components of the weights, or of the weights in the basis of the skill's inputs. That basis
+    is made once, and kept in `file`: made again it could differ by a rotation, and the scales with it."""
+    if settings.basis == "weights":
+        with progress_bar("Decomposing", len(modules)) as advance:
+            return decompose_targets(modules, advance)
+    if file.exists() and check_tensors(file).get("identity") == identity:
+        basis = load_basis(file)
+        return {name: basis[name].to(weight(module).device) for name, module in modules.items()}
+    examples = skill_examples(model, tokenizer, skill, settings.basis_examples)
+    statistics = input_statistics(model, modules, examples, skill.name)
+    found = {name: decompose_on(weight(modules[name]), inputs) for name, inputs in statistics.items()}
+    save_basis(file, found, {"identity": identity})
+    return found
+
+
+def _step(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    batch: Sequence[Problem],
+    settings: ExpertSettings,
+    optimizer: torch.optim.Optimizer,
+    layers: dict[str, SVF],
+    seed: int,
+) -> dict[str, Any]:
+    """One optimizer step; returns what to log."""
+    row: dict[str, Any] = {}
+    if settings.objective == "reward":
+        rollouts = _rollouts(model, tokenizer, skill, batch, settings, seed)
+        rewards = torch.tensor([reward for _, reward in rollouts])
+        row["reward"] = rewards.mean().item()
+        examples = [example for example, _ in rollouts]
+        weights = (rewards - rewards.mean() if settings.baseline else rewards) / len(examples)
+    else:
+        examples = [encode_example(tokenizer, p.prompt, p.solution or "") for p in batch]
+        weights = torch.full((len(examples),), 1 / sum(len(e.answer) for e in examples))
+    optimizer.zero_grad()
+    total = 0.0
+    for start in range(0, len(examples), settings.micro_batch_size):
+        part = slice(start, start + settings.micro_batch_size)
+        logp = sequence_log_probability(model, examples[part])
+        loss = -(weights[part].to(logp.device) * logp).sum()
+        loss.backward()
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_([layer.p for layer in layers.values()], settings.max_grad_norm)
+    if not torch.isfinite(norm) or total != total:
+        raise _diverged("loss", settings)
+    optimizer.step()
+    if not all(layer.scale().isfinite().all() for layer in layers.values()):
+        raise _diverged("update", settings)
+    return {"loss": total, **row}
+
+
+def _diverged(what: str, settings: ExpertSettings) -> PaloraError:
+    return PaloraError(
+        f"the expert's {what} is no longer a number; lower the learning rate (now {settings.learning_rate}) and run "
+        "this again"
+    )
+
+
+def _rollouts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    skill: Skill,
+    batch: Sequence[Problem],
+    settings: ExpertSettings,
+    seed: int,
+) -> list[tuple[Example, float]]:
+    """What the model answers to each problem, as tokens, and its reward of +1 or −1."""
+    rollouts = []
+    stops = set(end_tokens(model, tokenizer))
+    with parametrize.cached():
+        for start in range(0, len(batch), settings.rollout_batch_size):
+            part = batch[start : start + settings.rollout_batch_size]
+            prompts = [encode_prompt(tokenizer, p.prompt) for p in part]
+            ids, width = generate_ids(
+                model,
+                tokenizer,
+                prompts,
+                skill.max_new_tokens,
+                settings.temperature,
+                generator_seed=seed + start,
+            )
+            texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+            for problem, prompt, tokens, text in zip(part, prompts, ids[:, width:].tolist(), texts, strict=True):
+                end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
+                reward = 1.0 if skill.score(text.strip(), problem) else -1.0
+                rollouts.append((Example(prompt, tokens[:end]), reward))
+    return rollouts
+
+
+def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example]) -> Tensor:
+    """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable."""
+    ids, attended, answered = pad(examples, model.device)
+    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
+    logp = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * answered
+    return logp.sum(1)
+
+
+def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:
+    return {name: layer.scale().detach().cpu().clone() for name, layer in layers.items()}
+
+
+def _save(path: Path, identity: str, state: _State, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> None:
+    tensors = {f"best/{name}": z for name, z in state.best.items()}
+    for name, layer in layers.items():
+        tensors[f"p/{name}"] = layer.p
+        tensors[f"m/{name}"] = optimizer.state[layer.p]["exp_avg"]
+        tensors[f"v/{name}"] = optimizer.state[layer.p]["exp_avg_sq"]
+    save_tensors(
+        path,
+        tensors,
+        {
+            "identity": identity,
+            "iteration": str(state.iteration),
+            "base_accuracy": repr(state.base_accuracy),
+            "best_accuracy": repr(state.best_accuracy),
+        },
+    )
+
+
+def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> _State | None:
+    """Continue from a checkpoint of this very training, if there is one."""
+    if not path.exists():
+        return None
+    metadata = check_tensors(path)
+    if metadata.get("identity") != identity:
+        return None
+    tensors = load_tensors(path)
+    iteration = int(metadata["iteration"])
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.p.copy_(tensors[f"p/{name}"])
+            optimizer.state[layer.p] = {
+                "step": torch.tensor(float(iteration)),
+                "exp_avg": tensors[f"m/{name}"].to(layer.p.device),
+                "exp_avg_sq": tensors[f"v/{name}"].to(layer.p.device),
+            }
+    best = {name: tensors[f"best/{name}"] for name in layers}
+    return _State(iteration, float(metadata["base_accuracy"]), float(metadata["best_accuracy"]), best)
