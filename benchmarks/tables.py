@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palora.bench.cells import mark
-from palora.bench.compare_report import draw_kept, families, kept_points, test_rows, with_interval
+from palora.bench.compare_report import draw_kept, families, kept_points, markdown_table, test_rows, with_interval
+from palora.bench.comparison import mark
 from palora.bench.summary import kept_of, paired_tests
 from palora.results.plots.figure import to_png
-from palora.results.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"

@@ -140,11 +140,12 @@ def main(folder, skill, facts, seed=0, **changes):
 
     # 2. The protection: P_L (m × m) and P_R (n × n) of each matrix, which keep an update out of what the skill needs.
     if s.k is None:  # soft: P_L = I, P_R = (I + g·n·C / tr C)⁻¹ for C = Σ x xᵀ over the expert's inputs on the skill
+        # (but the first token's, where attention rests)
         C = dict.fromkeys(layers, 0.0)
         for problem in skill.problems("train", 512, 0):
             prompt, solution = encode_example(tokenizer, problem.prompt, problem.solution)
             model(input_ids=torch.tensor([prompt + solution]))
-            C = {name: C[name] + layer.x[0].double().T @ layer.x[0].double() for name, layer in layers.items()}
+            C = {name: C[name] + layer.x[0, 1:].double().T @ layer.x[0, 1:].double() for name, layer in layers.items()}
         for name, layer in layers.items():
             m, n = layer.W.shape
             soft = torch.linalg.inv(torch.eye(n) + s.strength * n * C[name] / C[name].trace())

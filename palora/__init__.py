@@ -1,60 +1,33 @@
 """PALoRA: teach a language model new facts without losing the skills it has (arXiv 2605.24549).
 
 The whole public API is what this module names; nothing else is promised. It is imported lazily, so that `import palora`
-and the command line cost nothing.
+and the command line cost nothing; `__init__.pyi` has the same names for type checkers.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
-_PUBLIC = {
-    "PaloraConfig": "palora.training.lora",
-    "ProtectedSubspace": "palora.algebra.subspace",
-    "ProtectedSubspaces": "palora.algebra.subspace",
-    "Expert": "palora.training.svf",
-    "Budget": "palora.algebra.rules",
-    "Keep": "palora.language.keep",
-    "Fact": "palora.data.facts",
-    "read_facts": "palora.data.facts",
-    "Problem": "palora.data.skills",
-    "Skill": "palora.data.skills",
-    "get_skill": "palora.data.skills",
-    "Recipe": "palora.front.recipe",
-    "load_recipe": "palora.front.recipe",
-    "load_model": "palora.language.models",
-    "train_expert": "palora.training.expert",
-    "protect": "palora.training.protection",
-    "inject": "palora.training.injection",
-    "run": "palora.front.pipeline",
-    "InputError": "palora.common.errors",
-    "PaloraError": "palora.common.errors",
+_ROOMS = {
+    "algebra.subspace": "ProtectedSubspace ProtectedSubspaces",
+    "common.errors": "InputError PaloraError",
+    "common.settings": "EvaluateSettings ExpertSettings InjectSettings ProtectSettings",
+    "data.facts": "Fact read_facts",
+    "data.skills": "Problem Skill get_skill",
+    "front.pipeline": "run",
+    "front.recipe": "Recipe load_recipe",
+    "language.keep": "Keep",
+    "language.models": "load_model",
+    "training.expert": "train_expert",
+    "training.injection": "Beside inject",
+    "training.lora": "PaloraConfig",
+    "training.protection": "protect",
+    "training.svf": "Expert",
 }
+_PUBLIC = {name: f"palora.{module}" for module, names in _ROOMS.items() for name in names.split()}
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
-
-if TYPE_CHECKING:
-    from palora.algebra.rules import Budget as Budget
-    from palora.algebra.subspace import ProtectedSubspace as ProtectedSubspace
-    from palora.algebra.subspace import ProtectedSubspaces as ProtectedSubspaces
-    from palora.common.errors import InputError as InputError
-    from palora.common.errors import PaloraError as PaloraError
-    from palora.data.facts import Fact as Fact
-    from palora.data.facts import read_facts as read_facts
-    from palora.data.skills import Problem as Problem
-    from palora.data.skills import Skill as Skill
-    from palora.data.skills import get_skill as get_skill
-    from palora.front.pipeline import run as run
-    from palora.front.recipe import Recipe as Recipe
-    from palora.front.recipe import load_recipe as load_recipe
-    from palora.language.keep import Keep as Keep
-    from palora.language.models import load_model as load_model
-    from palora.training.expert import train_expert as train_expert
-    from palora.training.injection import inject as inject
-    from palora.training.lora import PaloraConfig as PaloraConfig
-    from palora.training.protection import protect as protect
-    from palora.training.svf import Expert as Expert
 
 
 def __getattr__(name: str) -> Any:

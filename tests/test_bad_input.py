@@ -10,17 +10,19 @@ import resource
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import transformers
 import yaml
 from command import QUICK, palora, tree
-from conftest import tiny_llama
+from conftest import rising, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from palora.common.errors import InputError, PaloraError
-from palora.common.files import new_folder, write_json
+from palora.common.files import write_json
+from palora.common.folders import new_folder
 from palora.front.recipe import parse_recipe
 from palora.language.models import load_model
 
@@ -236,7 +238,7 @@ def test_architectures(refused, stage, other_model, tokenizer, tmp_path):
     for command in ("expert", "inject"):
         refused(*stage(command, model=opt), said=f"no default targets for the architecture 'opt'.*{candidates}")
     refused(*stage("expert", model=opt, targets="fc1,fc9"), said=f"no matrix is named fc9; .*{candidates}")
-    refused(*stage("expert", targets=" , "), said="--targets names no matrix")
+    refused(*stage("expert", targets=" , "), said="--targets: names no matrix")
 
 
 def test_devices(refused, stage):
@@ -244,7 +246,8 @@ def test_devices(refused, stage):
     refused(*stage("inject", device="cuda:99"), said="leave --device out")
     if not torch.cuda.is_available():
         refused(*stage("expert", device="cuda"), said="there is no device 'cuda' here.*leave --device out")
-    refused(*stage("inject", dtype="int8"), said="unknown dtype 'int8'; choose auto, float32, bfloat16 or float16")
+    said = "--dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'int8'"
+    refused(*stage("inject", dtype="int8"), said=said)
 
 
 # --- folders that do not belong together ----------------------------------------------------------
@@ -258,16 +261,15 @@ def test_another_base(refused, stage, made, other_model, tokenizer, tmp_path):
     transformers.GPT2LMHeadModel(config).save_pretrained(gpt2)
     tokenizer.save_pretrained(gpt2)
     for model, why in {
-        changed: r"was made for other weights: model\.layers\.0\.mlp\.up_proj of .*fingerprint .* give the model it",
+        changed: r"was made for other weights: model\.layers\.0\.mlp\.\w+ of .*fingerprint .* give the model it",
         gpt2: "was made for another model: .* has no matrix model.layers.0.mlp",
     }.items():
         on = {"model": model}
         refused(*stage("protect", **on, rule="svf", k=2, expert=made.expert), said=f"the expert {why}")
-        refused(*stage("inject", **on, expert=made.expert), said=f"the expert .*{why}")
         refused(*stage("inject", **on, protection=made.protection), said=f"the protection .*{why}")
-        refused(*stage("evaluate", **on, expert=made.expert), said=f"the expert {why}")
-        for kind in ("merged", "combined"):
-            refused(*stage("export", "--as", kind, **on), said=f"the adapter .*{why}")
+        refused(*stage("evaluate", **on, adapter=made.adapter), said=f"the adapter .*{why}")
+        for kind, what in {"merged": "adapter", "combined": "expert"}.items():
+            refused(*stage("export", "--as", kind, **on), said=f"the {what} .*{why}")
     original = tmp_path / "adapter"
     assert palora(*stage("inject", out=original)).code == 0
     refused(
@@ -283,19 +285,18 @@ def test_another_base(refused, stage, made, other_model, tokenizer, tmp_path):
 
 def test_another_expert(refused, stage, made, tmp_path):
     expert = tmp_path / "expert"
-    shutil.copytree(made.expert, expert)
-    record = json.loads((expert / "expert.json").read_text())
-    (expert / "expert.json").write_text(json.dumps(record | {"seed": 99}))
+    with mock.patch("palora.training.expert.share_correct", rising()):
+        assert palora(*stage("expert", out=expert, seed=99)).code == 0
     with_it = {"adapter": made.adapter, "expert": expert}
-    refused(*stage("evaluate", **with_it), said="was trained on another expert than .*expert; give the one")
-    refused(*stage("export", "--as", "merged", **with_it), said="was trained on another expert than")
-    refused(*stage("evaluate", adapter=made.adapter), said=f"on the weights of an expert: give --expert {made.expert}")
+    refused(*stage("evaluate", **with_it), said="the adapter .* was made for other weights")
+    refused(*stage("export", "--as", "combined", **with_it), said="was trained on another expert than")
+    refused(*stage("evaluate", adapter=made.adapter), said="the adapter .* was made for other weights")
 
 
 def test_the_wrong_kind_of_folder(refused, stage, made, tmp_path):
     for command, flag, given, said in [
         ("protect", "expert", made.adapter, "is not an expert folder .*train one with `palora expert`"),
-        ("inject", "expert", made.expert / "expert.json", "is not an expert folder"),
+        ("protect", "expert", made.expert / "expert.json", "is not an expert folder"),
         ("inject", "protection", made.adapter, "is not a protection folder .*make one with `palora protect`"),
         ("inject", "protection", made.run, "is not a protection folder"),
         ("evaluate", "expert", tmp_path / "none", "is not an expert folder"),
@@ -346,7 +347,6 @@ def test_damaged_stage_folders(refused, stage, made, tmp_path, name, damage):
         refused("inspect", path.parent, said=said)
     if kind == "expert":
         refused(*stage("protect", rule="svf", k=2, expert=path.parent), said=said)
-        refused(*stage("inject", expert=path.parent), said=said)
     elif kind == "protection":
         refused(*stage("inject", protection=path.parent), said=said)
     else:
@@ -366,9 +366,12 @@ def test_a_moved_expert_is_asked_for(refused, stage, made, tmp_path):
     adapter = tmp_path / "adapter"
     shutil.copytree(made.adapter, adapter)
     record = json.loads((adapter / "palora.json").read_text())
-    write_json(adapter / "palora.json", record | {"expert": "/gone/expert"})
-    refused(*stage("export", "--as", "merged", adapter=adapter), said="no longer at /gone/expert; say .* by --expert")
-    assert palora(*stage("export", "--as", "merged", adapter=adapter, expert=made.expert)).code == 0
+    write_json(adapter / "palora.json", record | {"model": "/gone/expert/model"})
+    refused(*stage("export", "--as", "combined", adapter=adapter), said="no longer at /gone/expert; say .* by --expert")
+    refused(*stage("export", "--as", "merged", adapter=adapter), said="/gone/expert/model: no such model folder")
+    assert palora(*stage("export", "--as", "combined", adapter=adapter, expert=made.expert)).code == 0
+    moved = stage("export", "--as", "merged", adapter=adapter, model=made.expert_model, out=tmp_path / "merged")
+    assert palora(*moved).code == 0
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -400,8 +403,8 @@ def test_a_moved_expert_is_asked_for(refused, stage, made, tmp_path):
         ("--rule activation --k 4 --sides both --skill chain", "protects the input side only; use sides input"),
         ("--skill chain --keep-skills 0", "nothing is to be kept"),
         ("--skill chain --keep-skills -1", "--keep-skills: must be greater than or equal to 0, not -1"),
-        ("--skill chain --examples 0", "'--examples': it must be greater than or equal to 1"),
-        ("--skill chain --answers best", "--answers: must be 'gold', 'right' or 'own', not 'best'"),
+        ("--skill chain --examples 0", "--examples: must be greater than or equal to 1, not 0"),
+        ("--preset best", "--preset: there is no 'best'; there are paper"),
     ],
 )
 def test_protect_settings(refused, stage, settings, said):
@@ -412,6 +415,7 @@ def test_the_targets_of_an_expert_and_of_a_protection_are_theirs(refused, stage,
     said = "--targets names other matrices than those of the {}.*; leave --targets out"
     on = {"targets": "q_proj"}
     refused(*stage("protect", rule="sigma", k=2, expert=made.expert, **on), said=said.format("expert"))
+    on |= {"model": made.expert_model}
     refused(*stage("inject", protection=made.protection, **on), said=said.format("protection"))
 
 
@@ -424,22 +428,29 @@ def test_the_targets_of_an_expert_and_of_a_protection_are_theirs(refused, stage,
         ("inject", "--learning-rate inf", "--learning-rate: must be a finite number"),
         ("inject", "--lora-dropout 1", "--lora-dropout: must be less than 1"),
         ("inject", "--stop-at-recall 2", "--stop-at-recall: must be less than or equal to 1"),
-        ("inject", "--base foo", "--base: must be 'expert' or 'original', not 'foo'"),
-        ("inject", "--base expert", "give --expert, or train on the original model with --base original"),
-        ("inject", f"--seed {2**32}", "it must be less than or equal to 4294967295"),
+        ("inject", "--drift 5", "--drift needs the statistics of what is kept"),
+        ("inject", "--replay 1", "replay and distil need something to keep: give --skill"),
+        ("inject", f"--seed {2**32}", "--seed: must be less than 4294967296, not 4294967296"),
         ("expert", "--objective next-token", "--objective: must be 'reward' or 'next_token', not 'next-token'"),
         ("expert", "--iterations 0", "--iterations: must be"),
         ("expert", "--parametrisation cubic", "must be 'linear' or 'sigmoid'"),
         ("evaluate", "--problems 0", "--problems: must be"),
         ("export", "--as gguf", "unknown export 'gguf'; choose one of adapter, merged, combined"),
         ("export", "--as combined --k 99", "k = 99 is larger than the rank 32; choose at most 32"),
-        ("export", "--as combined --k 0", "it must be greater than or equal to 1"),
-        ("export", "--as merged --max-leak nan", "it must be greater than or equal to 0"),
-        ("export", "--as merged --dtype int8", "unknown dtype 'int8'"),
+        ("export", "--as combined --k 0", "--k: must be greater than or equal to 1, not 0"),
+        ("export", "--as merged --max-leak nan", "--max-leak: must be a finite number, not nan"),
+        ("export", "--as combined --max-lost -1", "--max-lost: must be greater than or equal to 0, not -1"),
+        ("export", "--as combined --k 2", "of the expert's change of a matrix would be lost"),
+        (
+            "export",
+            "--as merged --dtype int8",
+            "--dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'int8'",
+        ),
     ],
 )
 def test_settings(refused, stage, command, settings, said):
-    refused(*stage(command, *settings.split()), said=said)
+    code = 1 if "would be lost" in said else 2
+    refused(*stage(command, *settings.split()), said=said, code=code)
 
 
 def test_names_of_arms(refused, stage, made, tmp_path):
@@ -574,7 +585,7 @@ def redone(made, tmp_path, name):
     if name in ("merged", "combined"):
         export = ("export", "--adapter", made.adapter, "--as", name, "--out", run / name)
         assert palora(*export).code == 0
-        return (*export, "--dtype", "bfloat16", "--max-leak", 9) if name == "merged" else (*export, "--k", 2)
+        return (*export, "--dtype", "bfloat16", "--max-leak", 9) if name == "merged" else (*export, "--max-lost", 0.5)
     return {
         "expert": ("expert", *model, "--skill", "chain", *QUICK["expert"], "--seed", 1, "--out", run / "expert"),
         "protect": ("protect", *model, "--rule", "sigma", "--k", 3, "--out", run / "protection"),
@@ -647,7 +658,7 @@ def test_writers_that_are_not_ours_meet_a_full_disk(made, tmp_path, name, size):
 def test_half_a_checkpoint_is_not_continued_from(made, stage, tmp_path, monkeypatch):
     """The disk fills up in the middle of the second checkpoint; the first one is whole."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    settings = {"protection": made.protection, "epochs": 3}
+    settings = {"model": made.expert_model, "protection": made.protection, "epochs": 3}
     assert palora(*stage("inject", **settings, out=whole)).code == 0
     save, calls = transformers.Trainer._save_rng_state, []
 

@@ -3,15 +3,14 @@ when the default stops protecting. About a minute on one core."""
 
 import pytest
 
-from palora.algebra.statistics import from_tensors
 from palora.common.settings import PLAIN
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
-from palora.front.stages import Sources, check_protection
+from palora.front.stages import load_keep
 from palora.language.models import load_model
 from palora.results.evaluation import Questions, measure
 from palora.testbed import demo_recipe
-from palora.training.injection import inject
+from palora.training.injection import Beside, inject
 from palora.training.protection import protect
 
 RECIPE = demo_recipe()
@@ -24,17 +23,13 @@ def learn(work, **changes):
     chain = get_skill("chain")
     facts, known = read_facts(RECIPE.facts)[:FACTS], read_facts(RECIPE.known_facts)
     questions = Questions({"chain": (chain, chain.problems("test", 200, 0))}, facts, known)
-    sources = Sources(("chain",), RECIPE.kept_facts, prompts=RECIPE.prompts)
-    settings = RECIPE.inject.model_copy(
-        update={"base": "original", "stop_at_recall": 0.95, "recall_every": 2} | changes
-    )
+    settings = RECIPE.inject.model_copy(update={"stop_at_recall": 0.95, "recall_every": 2} | changes)
     before = measure(model, tokenizer, questions, RECIPE.evaluate, "before")
-    protection, statistics = protect(
-        *(model, tokenizer, RECIPE.protect.rule, *check_protection(RECIPE.protect)),
-        keep=sources.load(RECIPE.protect.keep),
-    )
+    keep = load_keep(RECIPE.model_copy(update={"skills": ["chain"]}), RECIPE.protect.keep.examples)
+    protection = protect(model, tokenizer, RECIPE.protect, keep)
     constraint = protection if settings.drift else None  # the control has neither
-    tuned, _ = inject(model, tokenizer, facts, settings, work, constraint, statistics=from_tensors(statistics))
+    beside = Beside(statistics=protection.statistics)
+    tuned, _ = inject(model, tokenizer, facts, settings, work, constraint, beside)
     return before, measure(tuned, tokenizer, questions, RECIPE.evaluate, "after")
 
 

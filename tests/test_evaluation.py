@@ -2,13 +2,12 @@
 
 import pytest
 
-from palora.common.errors import InputError
 from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
 from palora.language import scoring
 from palora.results import evaluation
-from palora.results.evaluation import Questions, TrainedArm, evaluate, wilson
+from palora.results.evaluation import Base, Questions, evaluate, wilson
 
 FACTS = [
     Fact(question="Capital of France?", answer="Paris", aliases=("Lutetia",), paraphrases=("France's capital?",)),
@@ -52,15 +51,9 @@ def test_a_whole_evaluation_counted_by_hand(monkeypatch, model, tokenizer):
         answering(monkeypatch, shared | says[next(turn)])
         return ask(*arguments)
 
-    class Unchanged:
-        def apply(self, model):
-            pass
-
     monkeypatch.setattr(evaluation, "_ask", asking)
-    result = evaluate(
-        *(model, tokenizer, Questions({"chain": (chain, problems)}, FACTS, known), Unchanged(), {}),
-        EvaluateSettings(answers=3),
-    )
+    bases = [Base(arm, lambda: (model, tokenizer), {}) for arm in ("base", "expert")]
+    result = evaluate(bases, Questions({"chain": (chain, problems)}, FACTS, known), EvaluateSettings(answers=3))
     base, expert = result["arms"]["base"], result["arms"]["expert"]
     counted = sum(says["base"][p.prompt].rsplit(",")[-1] == p.answer for p in problems) / 4
     assert base["skills"]["chain"]["accuracy"] == counted and expert["skills"]["chain"]["accuracy"] == 0.75
@@ -80,6 +73,14 @@ def test_retention_against_nothing_is_null():
     assert found["palora"]["chain"] == {"vs_expert": None, "vs_base": None}
 
 
-def test_an_arm_on_an_expert_needs_one(model, tokenizer, tmp_path):
-    with pytest.raises(InputError, match="give --expert"):
-        evaluate(model, tokenizer, Questions({}), None, {"palora": TrainedArm(tmp_path, "expert")}, EvaluateSettings())
+def test_a_model_is_loaded_when_it_is_needed_and_not_before(tmp_path, model, tokenizer):
+    """Finished arms of this very evaluation are read, and their model is left on the disk."""
+    chain = get_skill("chain")
+    asked = Questions({"chain": (chain, chain.problems("test", 2, 0))})
+    loads = []
+    base = Base("base", lambda: loads.append(1) or (model, tokenizer), {})
+    first = evaluate([base], asked, EvaluateSettings(), work=tmp_path, identity="x")
+    assert len(loads) == 1
+    assert evaluate([base], asked, EvaluateSettings(), work=tmp_path, identity="x") == first and len(loads) == 1
+    evaluate([base], asked, EvaluateSettings(), work=tmp_path, identity="y")
+    assert len(loads) == 2

@@ -2,6 +2,7 @@
 but the data, so a step that is lost from either shows here."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import torch
 
 import palora
 from palora.common.metrics import read_metrics
-from palora.common.settings import ExpertSettings, InjectSettings
+from palora.common.settings import ExpertSettings, InjectSettings, ProtectSettings
+from palora.language.models import fingerprints
 from palora.language.scoring import ask_facts, share_correct
+from palora.language.targets import find_targets
 from palora.results.updates import Adapter
 
 SEED = 0
@@ -25,10 +28,7 @@ SKILL = palora.Skill(  # to begin with an even character code: something a model
     score=lambda completion, problem: bool(completion) and ord(completion[0]) % 2 == 0,
 )
 HARD = "reward, hard"
-WAYS = {
-    HARD: ("reward", "svf", {"k": 12}),
-    "next token, soft": ("next_token", "covariance", {"strength": 3.0}),
-}
+WAYS = {HARD: ("reward", "svf", {"k": 12}), "next token, soft": ("next_token", "covariance", {"strength": 3.0})}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,15 @@ def run_library(folder, work, way):
     inject_settings = InjectSettings(
         **{"epochs": 20, "batch_size": 4, "learning_rate": 0.01, "max_grad_norm": 1.0, "weight_decay": 0.1},
         **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "checkpoint_every": 1000},
+        **{"drift": 0.0, "stop_at_recall": None},
     )
     model, tokenizer = palora.load_model(folder, "float32", "cpu")
     expert = palora.train_expert(model, tokenizer, SKILL, expert_settings, work, str(folder), seed=SEED)
     expert_rows = read_metrics(work / "metrics.jsonl")
-    protection, _ = palora.protect(
-        *(model, tokenizer, rule, palora.Budget(**budget)), expert=expert, keep=palora.Keep([SKILL]), seed=SEED
+    expert.apply(model)  # in place: from here on it is the expert
+    made = replace(expert, record={**expert.record, "expert_fingerprints": fingerprints(find_targets(model), model)})
+    protection = palora.protect(
+        *(model, tokenizer, ProtectSettings(rule=rule, **budget)), palora.Keep([SKILL]), expert=made, seed=SEED
     )
     adapted, _ = palora.inject(model, tokenizer, FACTS, inject_settings, work, protection, seed=SEED)
     adapted.save_pretrained(work / "adapter")

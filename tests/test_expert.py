@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora.algebra.rules import Budget
 from palora.common.errors import InputError, PaloraError
 from palora.common.metrics import read_metrics
 from palora.common.settings import ExpertSettings
@@ -15,8 +14,6 @@ from palora.language.prompts import Example
 from palora.language.targets import find_targets, weight
 from palora.training import expert as expert_module
 from palora.training.expert import sequence_log_probability, train_expert
-from palora.training.protection import protect
-from palora.training.svf import Expert
 
 EVEN = [Problem(prompt=f"{i}+{i}=", answer=str(2 * i), solution=str(2 * i)) for i in range(40)]
 
@@ -84,37 +81,6 @@ def test_the_model_comes_back_and_only_scales_were_trained(tokenizer, tmp_path, 
         name: (min(weight(m).shape),) for name, m in find_targets(model).items()
     }
     assert expert.record["parameters"] == sum(z.numel() for z in expert.scales.values()) == 192
-
-
-def test_an_expert_in_the_basis_of_the_skill_s_inputs(tokenizer, tmp_path):
-    """It is saved, applied and protected in its own components: an update under `svf` leaves W y_i alone."""
-    model = tiny_llama()
-    before = {name: weight(m).clone() for name, m in find_targets(model).items()}
-    expert = run(tokenizer, tmp_path / "work", model, objective="next_token", basis="skill", basis_examples=20)
-    assert all(torch.equal(before[name], weight(m)) for name, m in find_targets(model).items())
-    expert.save(tmp_path / "expert")
-    loaded = Expert.load(tmp_path / "expert")
-    assert loaded.record["basis"] == "skill"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.training.expert.decompose_on", None)  # a basis is made once: continued, it is read
-        again = run(tokenizer, tmp_path / "work", model, objective="next_token", basis="skill", basis_examples=20)
-    assert all(torch.equal(z, again.scales[name]) for name, z in expert.scales.items())
-    loaded.apply(model)
-    for name, module in find_targets(model).items():
-        d, z = expert.basis[name], expert.scales[name]
-        moved = weight(module) - before[name]
-        assert moved.norm() > 0
-        assert torch.allclose(moved @ d.Y, d.U * d.s * (z - 1), atol=1e-4), "component i is scaled by z_i"
-    subspaces, _ = protect(tiny_llama(), tokenizer, "svf", Budget(k=3), expert=loaded)
-    for name in before:
-        marked = (expert.scales[name] - 1).abs().argsort(descending=True)[:3].sort().values
-        assert subspaces.record["modules"][name]["indices"] == marked.tolist()
-        d, delta = expert.basis[name], subspaces[name].project_input(torch.randn_like(before[name]))
-        assert (delta @ d.Y[:, marked]).norm() < 1e-4 * delta.norm() * d.Y[:, marked].norm()
-    sigma, _ = protect(tiny_llama(), tokenizer, "sigma", Budget(k=3), expert=loaded)
-    name = next(iter(before))
-    top = torch.linalg.svd(before[name]).Vh[:3].T
-    assert torch.allclose(sigma[name].input @ sigma[name].input.T, top @ top.T, atol=1e-4), "other rules: of W itself"
 
 
 def test_the_best_validation_is_kept_and_the_base_is_the_first(tokenizer, tmp_path, monkeypatch):

@@ -103,10 +103,7 @@ def test_writing_and_reading_gives_the_same_facts(tmp_path: Path) -> None:
     path = tmp_path / "new" / "facts.jsonl"
     write_facts(path, iter(facts))
     assert read_facts(path) == facts
-    assert json.loads(path.read_text(encoding="utf-8").splitlines()[1]) == {
-        "question": NEON.question,
-        "answer": "Ne",
-    }
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[1]) == {"question": NEON.question, "answer": "Ne"}
 
 
 def test_writing_replaces_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,13 +291,7 @@ def test_questions_that_differ_in_a_sign_are_different(tmp_path: Path) -> None:
 
 
 def test_the_first_problem_is_told_and_the_others_counted(tmp_path: Path) -> None:
-    rows = [
-        GOOD,
-        '{"question": "q", "answer": "b"}',
-        "{",
-        '{"question": "c"}',
-        '{"question": "d", "answer": "x"}',
-    ]
+    rows = [GOOD, '{"question": "q", "answer": "b"}', "{", '{"question": "c"}', '{"question": "d", "answer": "x"}']
     message = error(file(tmp_path, "f.jsonl", "\n".join(rows)))
     assert message.startswith(", line 2: contradicts line 1") and message.endswith("(and 2 more to mend in this file)")
 
@@ -441,11 +432,7 @@ def test_exact_is_the_answer_and_nothing_else() -> None:
 def test_elements() -> None:
     facts = read_facts(ELEMENTS)
     by_category = {name: [fact for fact in facts if fact.category == name] for name in ("symbol", "number", "group")}
-    assert {name: len(group) for name, group in by_category.items()} == {
-        "symbol": 118,
-        "number": 118,
-        "group": 88,
-    }
+    assert {name: len(group) for name, group in by_category.items()} == {"symbol": 118, "number": 118, "group": 88}
     assert len(facts) == 324
     assert [fact.answer for fact in by_category["number"]] == [str(z) for z in range(1, 119)]
     symbols = [fact.answer for fact in by_category["symbol"]]
@@ -458,14 +445,7 @@ def test_elements() -> None:
     assert len(answers) == 324
     assert answers["What is the chemical symbol of tungsten?"] == "W"
     assert answers["What is the atomic number of gold?"] == "79"
-    for name, group in [
-        ("hydrogen", 1),
-        ("helium", 18),
-        ("boron", 13),
-        ("zinc", 12),
-        ("hafnium", 4),
-        ("radon", 18),
-    ]:
+    for name, group in [("hydrogen", 1), ("helium", 18), ("boron", 13), ("zinc", 12), ("hafnium", 4), ("radon", 18)]:
         assert answers[f"Which group of the periodic table is {name} in?"] == str(group)
     assert not [q for q in answers if "group" in q and ("lanthanum" in q or "lawrencium" in q)]
 

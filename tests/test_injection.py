@@ -4,31 +4,34 @@ import pytest
 import torch
 from conftest import constrained_layers, tiny_llama
 
-from palora.algebra.rules import Budget
 from palora.common.errors import InputError, PaloraError
 from palora.common.metrics import read_metrics
-from palora.common.settings import InjectSettings
+from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
 from palora.language.keep import Keep
+from palora.language.models import fingerprints
 from palora.language.prompts import encode_example
 from palora.language.scoring import ask_facts, share_correct
+from palora.language.targets import find_targets, weight
 from palora.testbed.world import new_facts
 from palora.training import injection, watching
 from palora.training.injection import inject
 from palora.training.protection import protect
+from palora.training.svf import Expert
 
 FACTS = [Fact(question=f"Code {i}?", answer=str(i), paraphrases=(f"Which code is {i}?",)) for i in range(8)]
 
 
 def settings(**changes):
     values = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "learning_rate": 0.01, "epochs": 3, "batch_size": 4}
+    values |= {"drift": 0.0, "stop_at_recall": None}
     return InjectSettings(**values | changes)
 
 
 def protection(tokenizer, rule="sigma", **budget):
     keep = Keep([get_skill("chain")], examples=32)
-    return protect(tiny_llama(), tokenizer, rule, Budget(**budget or {"k": 8}), keep=keep, facts=FACTS)[0]
+    return protect(tiny_llama(), tokenizer, ProtectSettings(rule=rule, **budget or {"k": 8}), keep, FACTS)
 
 
 def test_it_learns_the_facts_under_the_constraint(tokenizer, tmp_path):
@@ -152,13 +155,11 @@ def test_failures_are_clear(tokenizer, tmp_path, model):
 
 def test_coverage_is_measured_before_training(tokenizer):
     keep = Keep([get_skill("chain")], examples=32)
-    found, statistics = protect(
-        tiny_llama(), tokenizer, "activation", Budget(share=0.9), keep=keep, facts=new_facts(20)
-    )
+    found = protect(tiny_llama(), tokenizer, ProtectSettings(rule="activation", share=0.9), keep, new_facts(20))
     assert 0.9 <= found.record["coverage"]["skill"] < 1
     assert 0 < found.record["coverage"]["facts"] < found.record["coverage"]["skill"]
-    assert {key.rpartition(".")[0] for key in statistics} == {f"skills/{name}" for name in found}
-    everything, _ = protect(tiny_llama(), tokenizer, "sigma", Budget(fraction=1.0), keep=keep)
+    assert found.statistics.kinds == ["skills"] and set(found.statistics.skills()) == set(found)
+    everything = protect(tiny_llama(), tokenizer, ProtectSettings(rule="sigma", fraction=1.0), keep)
     down = everything.record["modules"]["model.layers.0.mlp.gate_proj"]
     assert down["coverage"]["skill"] == pytest.approx(1, abs=1e-4), "the whole input space covers everything"
 
@@ -167,14 +168,33 @@ def test_what_to_keep_is_a_list_with_weights(tokenizer):
     """Known facts in the mix raise their own coverage; with weight 0 they are as if absent."""
 
     def coverage(**weights):
-        keep = Keep(
-            [get_skill("chain")],
-            FACTS,
-            ["some plain text"],
-            weights={"skills": 1.0, "known_facts": 0.0, "text": 0.0, **weights},
-        )
-        return protect(tiny_llama(), tokenizer, "activation", Budget(k=4), keep=keep, facts=FACTS)[0].record["coverage"]
+        settings = ProtectSettings(rule="activation", k=4, keep=weights)
+        keep = Keep([get_skill("chain")], FACTS, ["some plain text"])
+        return protect(tiny_llama(), tokenizer, settings, keep, FACTS).record["coverage"]
 
     alone, mixed, texted = coverage(), coverage(known_facts=3.0), coverage(text=3.0)
     assert mixed["facts"] > alone["facts"] and mixed["skill"] < alone["skill"]
     assert texted["skill"] < alone["skill"]
+
+
+def test_the_drift_term_is_there_by_default_where_something_is_known_of_what_is_kept(tokenizer, tmp_path):
+    """And left out where nothing is, unless somebody asked for it."""
+    taught = {"r": 4, "learning_rate": 0.01, "epochs": 1, "batch_size": 4}
+    kept = protection(tokenizer)
+    _, record = inject(tiny_llama(), tokenizer, FACTS, InjectSettings(**taught), tmp_path / "a", kept)
+    assert record["settings"]["drift"] == 20_000
+    _, record = inject(tiny_llama(), tokenizer, FACTS, InjectSettings(**taught), tmp_path / "b")
+    assert record["settings"]["drift"] == 0
+    with pytest.raises(InputError, match="needs the statistics of what is kept"):
+        inject(tiny_llama(), tokenizer, FACTS, InjectSettings(**taught, drift=5.0), tmp_path / "c")
+
+
+def test_an_expert_that_moved_nothing_marks_nothing(tokenizer):
+    """z = 1 is a normal outcome: the untouched base can be the best. Its first components would be protected."""
+    model = tiny_llama()
+    targets = find_targets(model)
+    scales = {name: torch.ones(min(weight(module).shape)) for name, module in targets.items()}
+    expert = Expert(scales, {"fingerprints": fingerprints(targets)})
+    with pytest.raises(InputError, match="the expert moved no component"):
+        protect(model, tokenizer, ProtectSettings(rule="svf", k=4), expert=expert)
+    protect(model, tokenizer, ProtectSettings(rule="sigma", k=4), expert=expert)

@@ -17,13 +17,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalL
 from palora import PaloraConfig, ProtectedSubspace, ProtectedSubspaces
 from palora.algebra.decomposition import decompose
 from palora.algebra.rules import RULES, Budget, Evidence
-from palora.algebra.statistics import collect, mix
 from palora.common.errors import InputError
+from palora.language.collect import collect, shared_inputs
 from palora.language.prompts import Example
 from palora.language.targets import find_targets, weight
 
 HARD = [
-    *((rule, sides) for rule in ("svf", "svf_weighted", "sigma", "random") for sides in ("both", "input", "output")),
+    *((rule, sides) for rule in ("svf", "sigma", "random") for sides in ("both", "input", "output")),
     ("activation", "input"),
 ]
 IDS = torch.randint(4, 90, (16, 20), generator=torch.Generator().manual_seed(1))
@@ -32,13 +32,14 @@ IDS = torch.randint(4, 90, (16, 20), generator=torch.Generator().manual_seed(1))
 def protection(model, rule="sigma", sides="both", k=8, strength=None):
     """The protected subspaces of a model, as the protection stage makes them."""
     targets = find_targets(model)
-    kept = mix([(1.0, collect(model, targets, [Example(row.tolist(), []) for row in IDS]))])
+    inputs = shared_inputs(model, targets)
+    kept = collect(model, targets, inputs, [Example(row.tolist(), []) for row in IDS])
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, module in targets.items():
         d = decompose(weight(module))
         scales = 1 + 0.1 * torch.randn(d.rank, generator=generator)
-        evidence = Evidence(d, scales, kept[name], generator)
+        evidence = Evidence(d, scales, kept[inputs[name]], generator)
         budget = Budget(strength=strength) if strength else Budget(k=k)
         found[name] = RULES[rule](evidence, budget, sides).subspace
     record = {"rule": rule, "hard": strength is None, "modules": {name: {} for name in found}}
@@ -156,14 +157,16 @@ def test_the_soft_rule_is_one_matrix_product(model):
     """ΔW = (α / r) B A (I + g n C / tr C)⁻¹, from the trained factors, in float64."""
     subspaces = protection(model, "covariance", "input", strength=3.0)
     adapted = constrained(model, subspaces)
-    kept = mix([(1.0, collect(adapted.unload(), find_targets(model), [Example(row.tolist(), []) for row in IDS]))])
+    targets = find_targets(adapted.unload())
+    inputs = shared_inputs(model, targets)
+    kept = collect(model, targets, inputs, [Example(row.tolist(), []) for row in IDS])
     adapted = constrained(model, subspaces)
     train(adapted, 20)
     for name, layer in constrained_layers(adapted).items():
         A, B = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
-        F = kept[name].factor.double()
+        F = kept[inputs[name]].factor.double()
         n = F.shape[0]
-        M = torch.linalg.inv(torch.eye(n).double() + 3.0 * n * (F @ F.T) / kept[name].trace)
+        M = torch.linalg.inv(torch.eye(n).double() + 3.0 * n * (F @ F.T) / kept[inputs[name]].trace)
         expected = 2.0 * B @ A @ M
         assert (layer.get_delta_weight("default") - expected).norm() < 1e-4 * expected.norm()
 

@@ -1,5 +1,9 @@
 """Finding the targeted matrices in every supported architecture, and knowing weights again."""
 
+import json
+import os
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -7,7 +11,8 @@ from conftest import tiny_llama
 from torch import nn
 
 from palora.common.errors import InputError
-from palora.language.models import fingerprint, fingerprints, load_model
+from palora.common.hashes import fingerprint
+from palora.language.models import fingerprints, load_model, model_hash, save_model
 from palora.language.targets import find_targets, target_endings, weight
 
 SMALL = {
@@ -80,3 +85,45 @@ def test_load_model(model_folder):
     model, tokenizer = load_model(model_folder, dtype="bfloat16", device="cpu")
     assert model.dtype == torch.bfloat16 and not model.training
     assert tokenizer.pad_token and tokenizer.padding_side == "left"
+
+
+def test_a_matrix_is_hashed_once_a_load_and_again_when_it_changes(model, monkeypatch):
+    from palora.language import models
+
+    hashed = []
+    monkeypatch.setattr(models, "fingerprint", lambda matrix: hashed.append(matrix) or fingerprint(matrix))
+    targets = find_targets(model)
+    first = fingerprints(targets, model)
+    assert len(hashed) == len(list(model.parameters()))
+    assert fingerprints(targets, model) == first and len(hashed) == len(list(model.parameters()))
+    weight(targets["model.layers.0.mlp.up_proj"]).mul_(2)
+    changed = fingerprints(targets, model)
+    assert [name for name in first if first[name] != changed[name]] == ["model.layers.0.mlp.up_proj"]
+
+
+def test_a_copy_or_a_touch_is_the_same_model_and_a_changed_byte_is_not(model_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    for file in copy.iterdir():
+        os.utime(file, (1, 1))
+    assert model_hash(copy) == model_hash(model_folder)
+    file = copy / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    os.utime(file, (1, 1))
+    assert model_hash(copy) != model_hash(model_folder)
+
+
+def test_a_saved_model_keeps_the_tokenizer_as_it_came(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    settings = json.loads((source / "tokenizer_config.json").read_text()) | {"padding_side": "right", "pad_token": None}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "preprocessor_config.json").write_text("{}")
+    model, tokenizer = load_model(source, device="cpu")
+    assert tokenizer.padding_side == "left"
+    save_model(model.to(torch.bfloat16), source, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text()) == settings
+    assert (tmp_path / "saved" / "preprocessor_config.json").exists()
+    assert load_model(tmp_path / "saved", device="cpu")[0].dtype == torch.bfloat16

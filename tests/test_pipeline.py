@@ -1,21 +1,30 @@
 """A whole run on the tiny model: every file of the contract, resume, and exports."""
 
 import json
+import os
 import shutil
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import rising
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from palora.algebra.statistics import from_tensors
-from palora.algebra.subspace import STATISTICS, ProtectedSubspaces
+from palora.algebra import decomposition
+from palora.algebra.subspace import ProtectedSubspaces
+from palora.common import hashes
 from palora.common.errors import InputError, PaloraError
-from palora.common.files import load_tensors, read_json
+from palora.common.files import read_json
+from palora.common.settings import ExportSettings
 from palora.data.facts import write_facts
 from palora.front import pipeline, stages
 from palora.front.recipe import parse_recipe
+from palora.language import models
+from palora.language.models import fingerprints
 from palora.language.targets import find_targets, weight
+from palora.results import export as export_module
 from palora.results.export import export
 from palora.results.inspection import inspect_folder
 from palora.results.updates import Adapter
@@ -32,6 +41,7 @@ def values(model_folder, tmp_path_factory):
     write_facts(folder / "new.jsonl", new_facts(12))
     write_facts(folder / "known.jsonl", known_facts()[:8])
     training = {"r": 4, "lora_alpha": 8, "learning_rate": 0.01, "epochs": 4, "batch_size": 4}
+    training |= {"drift": 0.0, "stop_at_recall": None}
     return {
         "model": str(model_folder),
         "skills": ["chain"],
@@ -53,17 +63,11 @@ def values(model_folder, tmp_path_factory):
     }
 
 
-def always_better():
-    """Validation keeps the untouched base unless it is beaten; a random model never is, so let every one be better."""
-    count = iter(range(1, 99))
-    return lambda answers: next(count) / 100
-
-
 @pytest.fixture(scope="module")
 def finished(values, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.training.expert.share_correct", always_better())
+        patch.setattr("palora.training.expert.share_correct", rising())
         pipeline.run(parse_recipe(values), out)
     return out
 
@@ -74,7 +78,7 @@ def test_keeping_nothing_but_the_skill_is_warned_of(values, tmp_path, caplog):
     def warned(**changes):
         recipe = parse_recipe(values | changes)
         caplog.clear()
-        pipeline._check(recipe, stages.Base(recipe.model), tmp_path / "out")
+        pipeline.check(recipe, tmp_path / "out")
         return "only the skill is kept" in caplog.text
 
     drift = {**values["inject"], "drift": 100.0}
@@ -109,10 +113,10 @@ def test_the_contract(finished):
 
 
 def test_statistics_are_collected_of_what_an_arm_looks_at(finished):
-    of_arm = from_tensors(load_tensors(finished / "arms" / "svf" / "protection" / STATISTICS))
-    of_palora = from_tensors(load_tensors(finished / "protection" / STATISTICS))
-    assert set(of_palora) == {"skills", "known_facts"}  # all that is to be kept
-    assert set(of_arm) == {"skills"}  # no drift in its loss, and its rule weighs the skill alone
+    of_arm = ProtectedSubspaces.load(finished / "arms" / "svf" / "protection").statistics
+    of_palora = ProtectedSubspaces.load(finished / "protection").statistics
+    assert of_palora.kinds == ["skills", "known_facts"]  # all that is to be kept
+    assert of_arm.kinds == ["skills"]  # no drift in its loss, and its rule weighs the skill alone
 
 
 def test_run_again_does_nothing(finished, values, monkeypatch):
@@ -131,7 +135,7 @@ def test_interrupted_between_stages_it_ends_with_the_same_numbers(values, tmp_pa
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palora.training.expert.share_correct", always_better())
+        patch.setattr("palora.training.expert.share_correct", rising())
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(at, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -181,9 +185,15 @@ def test_foreign_folders_are_left_alone(values, tmp_path):
 
 
 def expert_model(finished, values):
+    """By the scales, not by the folder of its weights."""
     model = AutoModelForCausalLM.from_pretrained(values["model"])
     Expert.load(finished / "expert").apply(model)
     return model.eval()
+
+
+def of_palora(finished):
+    """The adapter that was trained on the expert; `adapter/` is expert and facts for the original model."""
+    return finished / "arms" / "palora" / "adapter"
 
 
 def logits(model):
@@ -195,7 +205,7 @@ def test_every_arm_is_measured_on_its_own_weights(values, finished, monkeypatch)
     """What `evaluate` hands to the questions: the base, the expert, and each adapter on the expert."""
     from palora.common.settings import EvaluateSettings
     from palora.results import evaluation
-    from palora.results.evaluation import Questions, TrainedArm, evaluate
+    from palora.results.evaluation import Base, Questions, evaluate
 
     seen = {}
 
@@ -206,17 +216,18 @@ def test_every_arm_is_measured_on_its_own_weights(values, finished, monkeypatch)
     monkeypatch.setattr(evaluation, "_ask", look)
     model = AutoModelForCausalLM.from_pretrained(values["model"]).eval()
     base, expert = logits(model), logits(expert_model(finished, values))
-    arms = {
-        "palora": TrainedArm(finished / "adapter", "expert"),
-        "direct": TrainedArm(finished / "adapter", "original"),
-    }
-    evaluate(model, None, Questions({}), Expert.load(finished / "expert"), arms, EvaluateSettings(answers=0))
+    its = AutoModelForCausalLM.from_pretrained(finished / "expert" / "model").eval()
+    bases = [
+        Base("base", lambda: (model, None), {"direct": of_palora(finished)}),
+        Base("expert", lambda: (its, None), {"palora": of_palora(finished)}),
+    ]
+    evaluate(bases, Questions({}), EvaluateSettings(answers=0))
     original = AutoModelForCausalLM.from_pretrained(values["model"])
     expected = {
         "base": base,
         "expert": expert,
-        "palora": logits(PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()),
-        "direct": logits(PeftModel.from_pretrained(original, finished / "adapter").eval()),
+        "palora": logits(PeftModel.from_pretrained(expert_model(finished, values), of_palora(finished)).eval()),
+        "direct": logits(PeftModel.from_pretrained(original, of_palora(finished)).eval()),
     }
     for arm, value in expected.items():
         assert (seen[arm] - value).abs().max() < 1e-4, arm
@@ -225,13 +236,115 @@ def test_every_arm_is_measured_on_its_own_weights(values, finished, monkeypatch)
 
 
 def test_an_adapter_of_an_expert_does_not_name_the_original_model_as_its_base(values, finished):
-    named = read_json(finished / "adapter" / "adapter_config.json")["base_model_name_or_path"]
-    assert named != values["model"] and "expert" in named
+    named = read_json(of_palora(finished) / "adapter_config.json")["base_model_name_or_path"]
+    assert named == str((finished / "expert" / "model").resolve())
+
+
+def test_what_a_run_leaves_in_adapter_works_on_the_model_that_the_recipe_named(values, finished):
+    """Expert and facts in one: loaded with plain PEFT on the original model it is what was trained and measured."""
+    assert read_json(finished / "adapter" / "adapter_config.json")["base_model_name_or_path"] == values["model"]
+    original = AutoModelForCausalLM.from_pretrained(values["model"]).eval()
+    before = logits(original)
+    delivered = logits(PeftModel.from_pretrained(original, finished / "adapter").eval())
+    measured = logits(PeftModel.from_pretrained(expert_model(finished, values), of_palora(finished)).eval())
+    assert (delivered - measured).norm() < 0.02 * (measured - before).norm()
+    assert pipeline.how_to_use(finished).endswith(f"with model {values['model']}; no palora needed")
+
+
+def test_the_experts_folder_is_an_ordinary_model(values, finished):
+    its = AutoModelForCausalLM.from_pretrained(finished / "expert" / "model").eval()
+    assert (logits(its) - logits(expert_model(finished, values))).abs().max() < 1e-4
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        source = Path(values["model"]) / file
+        assert (finished / "expert" / "model" / file).read_bytes() == source.read_bytes()
+
+
+def test_an_expert_whose_change_does_not_fit_leaves_a_pair_of_folders(values, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "MAX_RANK", 8)
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    combine = export_module.combine_if_it_fits
+    combine(tmp_path / "run" / "arms" / "palora" / "adapter", tmp_path / "run" / "adapter", tmp_path / "run" / "expert")
+    assert not (tmp_path / "run" / "adapter").exists()
+    said = pipeline.how_to_use(tmp_path / "run")
+    assert "arms/palora/adapter" in said and "expert/model as the model, and no other" in said
+
+
+def without_an_expert(values):
+    return {**values, "expert": None, "arms": {"lora": None}}
+
+
+def test_a_run_without_an_expert_and_without_a_control(values, tmp_path):
+    """As the default recipe has none: the facts go on the model itself, and every weight file is hashed once a load."""
+    hashed = []
+    content = hashes._content.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashes, "_content", lru_cache(None)(lambda *key: hashed.append(key[0]) or content(*key)))
+        pipeline.run(parse_recipe(without_an_expert(values)), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html")
+    }
+    evaluation = read_json(tmp_path / "run" / "evaluation.json")
+    assert [arm for arm, found in evaluation["arms"].items() if found] == ["base", "palora"]
+    assert evaluation["retention"]["palora"]["chain"]["vs_expert"] is None
+    weights = str((Path(values["model"]) / "model.safetensors").resolve())
+    assert hashed.count(weights) == 1
+
+
+def test_in_a_run_each_matrix_is_decomposed_and_hashed_once(values, tmp_path, monkeypatch):
+    """With an expert, a rule that reads its scales, and one that looks at the components of the taught model."""
+    monkeypatch.setenv("PALORA_CACHE", str(tmp_path / "cache"))
+    decomposed, hashed = [], []
+    svd, content, fingerprint = decomposition.decompose, hashes._content.__wrapped__, hashes.fingerprint
+    prints = []
+    monkeypatch.setattr(decomposition, "decompose", lambda W: decomposed.append(fingerprint(W)) or svd(W))
+    monkeypatch.setattr(models, "fingerprint", lambda W: prints.append(id(W)) or fingerprint(W))
+    monkeypatch.setattr(hashes, "_content", lru_cache(None)(lambda *key: hashed.append(key[0]) or content(*key)))
+    monkeypatch.setattr("palora.training.expert.share_correct", rising())
+    loads = []
+    load = stages.load_model
+    monkeypatch.setattr(stages, "load_model", lambda *given: loads.append(given[0]) or load(*given))
+    pipeline.run(parse_recipe(values), tmp_path / "run")
+    assert len(decomposed) == len(set(decomposed)) == 6, "the original's six matrices, for the expert and for svf"
+    weights = [path for path in hashed if path.endswith("/model.safetensors") and ".partial" not in path]
+    assert len(weights) == len(set(weights)) == 2, "the original's and the expert's"
+    assert loads == [values["model"], *([str(tmp_path / "run" / "expert" / "model")]), *([values["model"]]), loads[-1]]
+    parameters = len(list(AutoModelForCausalLM.from_pretrained(values["model"]).parameters()))
+    changed = 6  # by the expert
+    assert len(prints) <= parameters * (len(loads) + 1) + changed, "the one more is where expert and facts are combined"
+
+
+@pytest.mark.parametrize(
+    "name", ["expert/scales.safetensors", "expert/model/model.safetensors", "adapter/adapter_model.safetensors"]
+)
+def test_a_changed_byte_in_a_run_is_an_error_and_not_another_result(values, finished, tmp_path, name):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / name
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="has changed since it was written; put it back, or remove"):
+        pipeline.run(parse_recipe(values), tmp_path / "run")
+
+
+def test_a_copied_model_a_new_setting_and_another_default_make_nothing_undone(values, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(values["model"], tmp_path / "copy")
+    for file in (tmp_path / "copy").iterdir():
+        os.utime(file, (1, 1))
+    for marker in (tmp_path / "run").rglob("*.json"):
+        if "inputs" in (record := read_json(marker)) and "settings" in record["inputs"]:
+            record["inputs"]["settings"]["all"].pop("batch_size", None)  # as a version without that setting wrote it
+            record["inputs"]["settings"]["all"]["seed_of_old"] = 3  # and with one that has another default today
+            marker.write_text(json.dumps(record))
+    monkeypatch.setattr(stages, "load_model", lambda *arguments: pytest.fail("nothing is to be done"))
+    moved = {**values, "model": str(tmp_path / "copy")}
+    pipeline.run(parse_recipe(moved), tmp_path / "run")
 
 
 def test_merged_is_expert_plus_adapter(values, finished, tmp_path):
-    result = export(finished / "adapter", "merged", tmp_path / "merged", dtype="float32")
-    adapted = PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()
+    result = export(of_palora(finished), "merged", tmp_path / "merged", ExportSettings(dtype="float32"))
+    adapted = PeftModel.from_pretrained(expert_model(finished, values), of_palora(finished)).eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert (logits(merged) - logits(adapted)).abs().max() < 1e-4
     assert result["leak"] < 1e-4
@@ -240,13 +353,12 @@ def test_merged_is_expert_plus_adapter(values, finished, tmp_path):
 def test_a_merge_that_leaks_is_refused_unless_told_otherwise(finished, tmp_path):
     adapter = finished / "arms" / "svf" / "adapter"
     with pytest.raises(PaloraError, match=r"bfloat16 puts .* into the protected subspace.*Nothing was written"):
-        export(adapter, "merged", tmp_path / "merged", dtype="bfloat16", max_leak=1e-4)
+        export(adapter, "merged", tmp_path / "merged", ExportSettings(dtype="bfloat16", max_leak=1e-4))
     assert not list(tmp_path.iterdir())
-    result = export(adapter, "merged", tmp_path / "merged", dtype="bfloat16", max_leak=1.0)
+    result = export(adapter, "merged", tmp_path / "merged", ExportSettings(dtype="bfloat16", max_leak=1.0))
     # measured again on the files: what the rounded update does inside the protected subspace
     low = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(read_json(adapter / "palora.json")["model"])
-    Expert.load(finished / "expert").apply(model)
     model.to(torch.bfloat16)
     protection = ProtectedSubspaces.load(finished / "arms" / "svf" / "protection")
     leaks = []
@@ -264,30 +376,31 @@ def test_a_merge_that_leaks_is_refused_unless_told_otherwise(finished, tmp_path)
 
 def test_combined_is_one_lora_for_the_original_model(values, finished, tmp_path):
     """With every component kept nothing is lost: original + combined = expert + adapter."""
-    whole = export(finished / "adapter", "combined", tmp_path / "whole", k=32)
+    whole = export(of_palora(finished), "combined", tmp_path / "whole", ExportSettings(k=32))
     assert whole["lost"] < 1e-4 and whole["r"] == 36
     original = AutoModelForCausalLM.from_pretrained(values["model"])
     combined = PeftModel.from_pretrained(original, tmp_path / "whole").eval()
-    adapted = PeftModel.from_pretrained(expert_model(finished, values), finished / "adapter").eval()
+    adapted = PeftModel.from_pretrained(expert_model(finished, values), of_palora(finished)).eval()
     assert (logits(combined) - logits(adapted)).abs().max() < 1e-3
-    few = export(finished / "adapter", "combined", tmp_path / "few", k=4)
-    many = export(finished / "adapter", "combined", tmp_path / "many", k=16)
+    few = export(of_palora(finished), "combined", tmp_path / "few", ExportSettings(k=4, max_lost=1))
+    many = export(of_palora(finished), "combined", tmp_path / "many", ExportSettings(k=16, max_lost=1))
     assert 1 > few["lost"] > many["lost"] > 0.01
     config = read_json(tmp_path / "few" / "adapter_config.json")
     assert config["r"] == config["lora_alpha"] == 8 and config["base_model_name_or_path"] == values["model"]
     record = read_json(tmp_path / "few" / "palora.json")
     assert record["update"]["leak"] is None, "the expert moves the protected components: no old leak is carried over"
-    assert record["update"]["parameters"] == 2 * read_json(finished / "adapter" / "palora.json")["update"]["parameters"]
+    assert record["update"]["parameters"] == 2 * read_json(of_palora(finished) / "palora.json")["update"]["parameters"]
     assert "cut off" in (tmp_path / "few" / "README.md").read_text()
 
 
 def test_adapter_export_and_inspect(finished, tmp_path):
-    export(finished / "adapter", "adapter", tmp_path / "out")
+    export(of_palora(finished), "adapter", tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == (
-        finished / "adapter" / "adapter_model.safetensors"
+        of_palora(finished) / "adapter_model.safetensors"
     ).read_bytes()
     found = inspect_folder(tmp_path / "out")
-    assert found["kind"] == "adapter" and found["rule"] == "covariance" and found["base"] == "expert"
+    assert found["kind"] == "adapter" and found["rule"] == "covariance"
+    assert found["model"] == str(finished / "expert" / "model")
     assert inspect_folder(finished)["finished"] is True
     assert inspect_folder(finished / "protection")["budget"] == {"strength": 5.0}
     assert inspect_folder(finished / "expert")["skill"] == "chain"
@@ -297,10 +410,12 @@ def test_adapter_export_and_inspect(finished, tmp_path):
 
 def test_another_expert_is_noticed(values, finished, tmp_path):
     expert = Expert.load(finished / "expert")
-    Expert({name: z * 1.01 for name, z in expert.scales.items()}, {**expert.record, "inputs": "x"}).save(tmp_path / "e")
-    base = stages.Base(values["model"])
-    settings = parse_recipe(values).evaluate
-    with pytest.raises(InputError, match="another expert"):
-        stages.evaluate_arms(
-            base, settings, tmp_path / "out", {"palora": finished / "adapter"}, ["chain"], tmp_path / "e"
-        )
+    scales = {name: z * 1.01 for name, z in expert.scales.items()}
+    model = AutoModelForCausalLM.from_pretrained(values["model"])
+    Expert(scales, expert.record).apply(model)
+    prints = fingerprints(find_targets(model), model)
+    record = {**expert.record, "expert_fingerprints": prints}
+    Expert(scales, record).save(tmp_path / "e", model=model, source=values["model"])
+    recipe = parse_recipe(values)
+    with pytest.raises(InputError, match=r"the adapter .* was made for other weights"):
+        stages.evaluate_arms(recipe, tmp_path / "out", {"palora": of_palora(finished)}, tmp_path / "e")

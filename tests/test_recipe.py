@@ -7,10 +7,13 @@ import yaml
 
 from palora.algebra.rules import Budget
 from palora.common.errors import InputError
-from palora.front.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from palora.front.stages import check_protection
+from palora.common.settings import ExpertSettings
+from palora.front.options import options, plan_of
+from palora.front.recipe import Plan, Recipe, dump_recipe, load_recipe, parse_recipe
 from palora.testbed import demo_recipe
+from palora.training.protection import check_protection
 
+MODEL = next(options(Plan, only=["model"]))
 ROOT = Path(__file__).parents[1]
 MINIMAL = {"model": "m", "skills": ["chain"], "facts": "f.jsonl"}
 
@@ -31,8 +34,22 @@ def test_the_default_recipe_names_every_key():
     """A key that is added to the schema must be documented there."""
     shown = yaml.safe_load((ROOT / "recipes" / "default.yaml").read_text())
     assert set(shown) == set(Recipe.model_fields)
-    for section in ("expert", "protect", "inject", "evaluate"):
+    for section in ("protect", "inject", "evaluate"):
         assert set(shown[section]) == set(Recipe.model_fields[section].annotation.model_fields), section
+    assert shown["expert"] is None, "an expert only where it is asked for; the paper's recipe shows its keys"
+    paper = yaml.safe_load((ROOT / "recipes" / "paper.yaml").read_text())
+    assert set(paper["expert"]) == set(ExpertSettings.model_fields)
+
+
+def test_the_recommended_defaults_are_the_same_everywhere():
+    """In the schema, so in the commands, and in the default recipe."""
+    shown, bare = load_recipe(ROOT / "recipes" / "default.yaml"), parse_recipe(MINIMAL)
+    for section in ("expert", "protect", "inject", "evaluate"):
+        assert getattr(shown, section) == getattr(bare, section), section
+    preset = plan_of(None, {MODEL: "m"}, "paper")
+    paper = load_recipe(ROOT / "recipes" / "paper.yaml")
+    for section in ("expert", "protect", "inject"):
+        assert getattr(preset, section) == getattr(paper, section), section
 
 
 def test_the_default_recipe_takes_another_rule():

@@ -16,12 +16,7 @@ from palora.results.pages.report import write_report
 from palora.results.pages.results import Results
 from palora.results.plots.style import PALETTE
 
-OPTIONAL = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    "expert/scales.safetensors",
-    "protection/protection.json",
-)
+OPTIONAL = ("recipe.yaml", "metrics.jsonl", "expert/scales.safetensors", "protection/protection.json")
 
 
 class Page(HTMLParser):

@@ -1,13 +1,11 @@
 """Each rule against its formula, and what a budget buys."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from palora.algebra.decomposition import decompose
 from palora.algebra.rules import RULES, Budget, Evidence, check_rule
-from palora.algebra.statistics import factorise
+from palora.algebra.statistics import factorise, mixed
 from palora.common.errors import InputError
 
 
@@ -30,37 +28,6 @@ def test_svf_takes_what_the_expert_moved_most_in_either_direction(evidence):
     assert chosen.scores.tolist() == pytest.approx((evidence.scales - 1).abs().tolist())
 
 
-def test_svf_weighted_weighs_by_the_singular_value(evidence):
-    chosen = RULES["svf_weighted"](evidence, Budget(k=2), "both")
-    expected = (evidence.decomposition.s * (evidence.scales - 1).abs()).topk(2).indices.sort().values
-    assert chosen.indices.tolist() == expected.tolist()
-
-
-def test_svf_covariance_is_covariance_of_a_strength_of_its_own(evidence):
-    moved = replace(evidence, emphasis=2.5)
-    own = RULES["svf_covariance"](moved, Budget(strength=4.0), "input").subspace.input
-    assert torch.equal(own, RULES["covariance"](evidence, Budget(strength=10.0), "input").subspace.input)
-    with pytest.raises(InputError, match="needs an expert"):
-        RULES["svf_covariance"](replace(evidence, scales=None), Budget(strength=1.0), "input")
-
-
-def test_whitened_keeps_the_inputs_that_make_the_largest_outputs(evidence):
-    """With x = F a, a white: among all k directions of a those that are protected carry most of ‖W F a‖², and an update
-    does nothing to them."""
-    W, F = torch.randn(10, 16), evidence.statistics.factor
-    chosen = RULES["whitened"](replace(evidence, W=W), Budget(k=3), "both").subspace
-    V = chosen.input
-    assert torch.allclose(V.T @ V, torch.eye(3), atol=1e-5)
-    a = torch.linalg.lstsq(F.double(), V.double()).solution  # the directions of a whose inputs are protected
-    a = torch.linalg.qr(a).Q
-    largest = torch.linalg.svdvals(W.double() @ F.double())[:3].square().sum()
-    assert (W.double() @ F.double() @ a).square().sum() == pytest.approx(float(largest), rel=1e-3)
-    update = chosen.project_input(torch.randn(4, 16))
-    assert (update.double() @ F.double() @ a).norm() < 1e-4 * (torch.randn(4, 16).double() @ F.double() @ a).norm()
-    left = torch.linalg.svd(W @ F).U[:, :3]
-    assert torch.allclose(chosen.output @ chosen.output.T, left @ left.T, atol=1e-4)
-
-
 def test_sigma_takes_the_top_of_the_spectrum(evidence):
     assert RULES["sigma"](evidence, Budget(k=4), "both").indices.tolist() == [0, 1, 2, 3]
 
@@ -77,7 +44,7 @@ def test_random_is_seeded_and_differs_by_seed(evidence):
 def test_activation_is_the_best_basis_of_its_size_for_the_energy(evidence):
     V = RULES["activation"](evidence, Budget(k=4), "input").subspace.input
     covered = evidence.statistics.coverage(V)
-    assert covered == pytest.approx(float(evidence.statistics.eigenvalues[:4].sum()), rel=1e-5)
+    assert covered == pytest.approx(float(evidence.statistics.spectrum[1][:4].sum()), rel=1e-5)
     for _ in range(20):
         other = torch.linalg.qr(torch.randn(16, 4)).Q
         assert evidence.statistics.coverage(other) < covered
@@ -92,10 +59,10 @@ def test_activation_share_is_a_share_of_the_input_energy(evidence):
 def test_activation_counts_what_a_truncated_factor_leaves_out(evidence):
     """fraction is of all n inputs, share of all their energy; what the factor does not hold cannot be protected."""
     C = evidence.statistics.factor @ evidence.statistics.factor.T
-    few = Evidence(None, None, factorise(C, max_directions=6), torch.Generator())
+    few = Evidence(None, None, factorise(C, directions=6), torch.Generator())
     V = RULES["activation"](few, Budget(fraction=0.25), "input").subspace.input
     assert V.shape == (16, 4)
-    covered = float(few.statistics.eigenvalues.sum()) / few.statistics.trace
+    covered = few.statistics.coverage(few.statistics.spectrum[0])
     V = RULES["activation"](few, Budget(share=0.9 * covered), "input").subspace.input
     assert few.statistics.coverage(V) >= 0.9 * covered - 1e-6
     with pytest.raises(InputError, match="more than the 6 directions at hand"):
@@ -107,10 +74,39 @@ def test_activation_counts_what_a_truncated_factor_leaves_out(evidence):
 def test_covariance_weights_and_strength(evidence):
     weak = RULES["covariance"](evidence, Budget(strength=0.1), "input")
     strong = RULES["covariance"](evidence, Budget(strength=10.0), "input")
-    relative = 16 * evidence.statistics.eigenvalues / evidence.statistics.trace
+    relative = 16 * evidence.statistics.spectrum[1] / evidence.statistics.trace
     assert weak.scores.tolist() == pytest.approx((0.1 * relative / (1 + 0.1 * relative)).tolist(), rel=1e-5)
     assert (strong.scores > weak.scores).all() and strong.scores.max() < 1
     assert weak.subspace.output is None
+
+
+@pytest.mark.parametrize("directions", [16, 5])
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+def test_covariance_is_the_inverse_it_claims_to_be(evidence, directions, strength):
+    """A (I + g·n·C / tr C)⁻¹ by dense algebra, also where C is known by some directions and the rest evenly spread."""
+    G = evidence.statistics.factor
+    own = factorise(G @ G.T, directions)
+    C = own.factor.double() @ own.factor.double().T + own.tail * torch.eye(16, dtype=torch.float64)
+    dense = torch.linalg.inv(torch.eye(16, dtype=torch.float64) + strength * 16 * C / C.trace())
+    chosen = RULES["covariance"](Evidence(None, None, own, torch.Generator()), Budget(strength=strength), "input")
+    A = torch.randn(4, 16)
+    folded = chosen.subspace.project_input(A)
+    assert torch.allclose(folded.double(), A.double() @ dense, atol=1e-5)
+    assert (chosen.subspace.scale < 1) == (directions < 16), "outside the kept directions it is one number"
+    assert torch.allclose(chosen.subspace.unproject_input(folded), A, atol=1e-3)
+
+
+def test_a_mixture_is_protected_as_its_sum_is(evidence):
+    other = factorise(torch.diag(torch.logspace(0, -2, 16)))
+    both = mixed([(1.0, evidence.statistics), (2.0, other)])
+    C = both.factor.double() @ both.factor.double().T
+    whole = factorise(C)
+    A = torch.randn(4, 16)
+    found, expected = (
+        RULES["covariance"](Evidence(None, None, s, torch.Generator()), Budget(strength=3.0), "input").subspace
+        for s in (both, whole)
+    )
+    assert torch.allclose(found.project_input(A), expected.project_input(A), atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", ["both", "input", "output"])
@@ -174,10 +170,8 @@ def test_what_does_not_go_together(rule, budget, sides, message):
 def test_the_defaults_of_a_rule():
     assert check_rule("svf", Budget(k=1), None) == (Budget(k=1), "both")
     assert check_rule("activation", Budget(k=1), None) == (Budget(k=1), "input")
-    assert check_rule("whitened", Budget(k=1), None) == (Budget(k=1), "input")
-    assert check_rule("whitened", Budget(k=1), "both") == (Budget(k=1), "both")
     assert check_rule("covariance", Budget(strength=1), None) == (Budget(strength=1), "input")
-    assert check_rule("svf_covariance", Budget(), None) == (Budget(strength=1), "input")
+    assert check_rule("covariance", Budget(), None) == (Budget(strength=1), "input")
 
 
 def test_rules_say_what_they_miss(evidence):

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from palora.common.errors import InputError
-from palora.data.skills import BUILTIN, SPLITS, Problem, chain, get_skill, minmax, steps
+from palora.data.skills import BUILTIN, SPLITS, Problem, get_skill
 from palora.data.skills.code import extract_code, run_tests
 from palora.data.skills.humaneval import body
 from palora.data.skills.numbers import boxed, final_number, parse_number
 from palora.data.skills.scorers import SCORERS, letter
+from palora.testbed import chain, minmax, steps
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"

@@ -8,21 +8,23 @@ import pytest
 import torch
 from command import palora, tree
 from conftest import tiny_llama
+from pydantic import ValidationError
 from reference import covariance, drift, svd
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from palora.algebra.decomposition import Decomposition, decompose, decompose_targets
-from palora.algebra.statistics import collect
+from palora.algebra.decomposition import Decomposition, decompose
+from palora.algebra.statistics import InputStatistics
 from palora.algebra.subspace import ProtectedSubspace
 from palora.bench import spectrum
-from palora.bench.spectrum import Band, SpectrumSettings
-from palora.common.errors import InputError
+from palora.bench.settings import SpectrumSettings
+from palora.bench.spectrum import Band, Beside
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
+from palora.language.collect import collect, shared_inputs
 from palora.language.prompts import Example
 from palora.language.targets import find_targets, weight
-from palora.training.svf import Expert
+from palora.training.svf import decompose_targets
 
 RNG = np.random.default_rng(0)
 EXAMPLES = [Example([5, 6, 7], [8]), Example([9, 10], [11, 12, 13, 14]), Example([20], [21, 22]), Example([3], [4])]
@@ -40,6 +42,12 @@ def dense(m=12, n=9, decay=-2.0):
 
 def decomposed(U, s, V):
     return Decomposition(torch.tensor(U), torch.tensor(s), torch.tensor(V.T.copy()))
+
+
+def inputs(C, tail=0.0):
+    """The statistics of a covariance C = G Gᵀ, in float64, and of ρ I besides."""
+    eigenvalues, E = np.linalg.eigh(C)
+    return InputStatistics(torch.tensor(E * np.sqrt(eigenvalues.clip(0))), tail)
 
 
 def removed(n, r, indices, U, s, V, factor=0.0):
@@ -74,7 +82,7 @@ def test_the_preservation_lemma_for_any_set(S):
 def test_what_a_protected_set_buys_is_its_overlap_and_not_its_singular_values():
     """E tr(ΔW C ΔWᵀ) of P_L X P_R, X with independent entries, is (1 − k/m) (1 − Σ_S o_i) of the unconstrained one."""
     U, s, V, C = dense()
-    o = spectrum.overlap(decomposed(U, s, V), torch.tensor(C)).numpy()
+    o = spectrum.overlap(decomposed(U, s, V), inputs(C)).numpy()
     X = RNG.normal(size=(20_000, *(len(U), len(V))))
     free = np.einsum("bij,jk,bik->", X, C, X)
     found = {}
@@ -98,7 +106,7 @@ def test_the_largest_components_need_not_be_what_a_skill_needs():
     assert drift(X @ P_R, W, C) == pytest.approx(drift(X, W, C))
     z = torch.ones(len(s), dtype=torch.float64)
     z[:k] = 0
-    assert spectrum.removal_drift(d, z, spectrum.overlap(d, torch.tensor(C))) == pytest.approx(0, abs=1e-6)
+    assert spectrum.removal_drift(d, z, spectrum.overlap(d, inputs(C))) == pytest.approx(0, abs=1e-6)
 
 
 def test_what_one_side_guarantees():
@@ -124,9 +132,12 @@ def test_what_one_side_guarantees():
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
 def test_overlap_is_the_share_of_the_input_energy(shape):
     U, s, V, C = dense(*shape)
-    o = spectrum.overlap(decomposed(U, s, V), torch.tensor(C)).numpy()
+    o = spectrum.overlap(decomposed(U, s, V), inputs(C)).numpy()
     assert o == pytest.approx([V[:, i] @ C @ V[:, i] / np.trace(C) for i in range(len(s))])
     assert o.sum() == pytest.approx(1) if shape[0] > shape[1] else o.sum() < 0.99
+    whole = C + 0.3 * np.eye(len(C))  # what the leading directions leave out
+    o = spectrum.overlap(decomposed(U, s, V), inputs(C, tail=0.3)).numpy()
+    assert o == pytest.approx([V[:, i] @ whole @ V[:, i] / np.trace(whole) for i in range(len(s))])
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
@@ -138,7 +149,7 @@ def test_the_drift_of_a_removal(factor):
         z = torch.ones(len(s), dtype=torch.float64)
         z[S] = factor
         expected = drift(removed(len(V), len(s), S, U, s, V, factor), W, C)
-        assert spectrum.removal_drift(d, z, spectrum.overlap(d, torch.tensor(C))) == pytest.approx(expected)
+        assert spectrum.removal_drift(d, z, spectrum.overlap(d, inputs(C))) == pytest.approx(expected)
 
 
 def test_alignment_and_its_chance():
@@ -175,7 +186,7 @@ def test_the_gradient_of_a_scale_is_what_the_loss_does(architecture):
     model = tiny_llama() if architecture == "llama" else gpt2()
     model = model.double()
     targets = find_targets(model)
-    decompositions = decompose_targets(targets)
+    decompositions = decompose_targets(model, targets)
     frozen = next(model.parameters()).requires_grad_(False)
     found = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, batch_size=2)
     assert not frozen.requires_grad and all(p.requires_grad for p in list(model.parameters())[1:])
@@ -197,7 +208,7 @@ def test_the_gradient_of_a_scale_is_what_the_loss_does(architecture):
 
 def test_the_error_of_a_gradient_is_its_spread_over_batches(model):
     targets = find_targets(model)
-    decompositions = decompose_targets(targets)
+    decompositions = decompose_targets(model, targets)
     name = list(targets)[2]
     alone = [spectrum.scale_gradients(model, targets, decompositions, [e])[name] for e in EXAMPLES]
     assert all(float(error.abs().max()) == 0 for _, error in alone), "one batch has no spread"
@@ -227,7 +238,7 @@ def gpt2():
 def test_a_band_is_removed_and_comes_back_to_the_bit(architecture, error):
     model = tiny_llama() if architecture == "llama" else gpt2()
     targets = find_targets(model)
-    decompositions = decompose_targets(targets)
+    decompositions = decompose_targets(model, targets)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     name = next(iter(targets))
     z = torch.ones(decompositions[name].rank)
@@ -265,23 +276,37 @@ def test_parts_and_plan(model):
     assert list(parts) == ["all", "layer 0", "layer 1", "gate_proj", "up_proj", "down_proj"]
     assert parts["layer 1"] == names[3:] and len(parts["down_proj"]) == 2
     assert list(spectrum.parts(names[:1])) == ["all"], "a part that is everything is not measured twice"
-    bands = spectrum.plan(names, SpectrumSettings((0.1, 0.5), slices=4, draws=2), with_expert=True)
+    bands = spectrum.plan(names, SpectrumSettings(fractions=[0.1, 0.5], slices=4, draws=2), with_expert=True)
     assert len(bands) == len(set(bands)) == 2 * (4 + 2) + 4 + 5 * 5
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"fractions": (0.0,)}, "fractions"), ({"fractions": ()}, "fractions"), ({"slices": 0}, "--slices")],
+    [
+        ({"fractions": (0.0,)}, "fractions"),
+        ({"fractions": ()}, "fractions"),
+        ({"slices": 0}, "slices"),
+        ({"draws": 0}, "draws"),
+        ({"problems": 0}, "problems"),
+        ({"examples": 0}, "examples"),
+        ({"scale": math.inf}, "scale"),
+        ({"widths": [0.1]}, "widths"),
+    ],
 )
 def test_settings_that_make_no_sense(settings, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValidationError, match=message):
         SpectrumSettings(**settings)
+
+
+def test_the_width_of_the_parts_is_the_middle_one():
+    settings = SpectrumSettings(fractions=[0.5, 0.1, 0.3, 0.1])
+    assert settings.fractions == [0.1, 0.3, 0.5] and settings.part_fraction == 0.3
 
 
 def test_a_run_leaves_the_model_alone_and_continues_where_it_was_cut(model, tokenizer, tmp_path, monkeypatch):
     """What is measured here is the sum of the weights: it tells which ones were removed when."""
     skill, facts = get_skill("chain"), [Fact("Who?", "me"), Fact("Where?", "here")]
-    settings = SpectrumSettings((0.25,), slices=2, draws=1, problems=3, examples=6)
+    settings = SpectrumSettings(fractions=[0.25], slices=2, draws=1, problems=3, examples=6)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     targets = find_targets(model)
     sat = []
@@ -293,7 +318,8 @@ def test_a_run_leaves_the_model_alone_and_continues_where_it_was_cut(model, toke
         return {"sum": sum(float(weight(module).double().sum()) for module in targets.values())}
 
     def measure(**work):
-        return spectrum.measure_spectrum(model, tokenizer, skill, settings, facts, ["some text"], **work)
+        beside = Beside(known_facts=facts, text=["some text"])
+        return spectrum.measure_spectrum(model, tokenizer, skill, settings, beside, **work)
 
     def untouched():
         return all(torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -312,7 +338,8 @@ def test_a_run_leaves_the_model_alone_and_continues_where_it_was_cut(model, toke
     assert list(sat[-1].texts) == ["skill", "known_facts", "text"]
 
     name = list(targets)[-1]
-    C = collect(model, targets, spectrum.skill_examples(model, tokenizer, skill, 6))[name]
+    reads = shared_inputs(model, targets)
+    C = collect(model, targets, reads, spectrum.skill_examples(model, tokenizer, skill, 6))[reads[name]]
     expected = spectrum.overlap(decompose(weight(targets[name])), C).tolist()
     assert cut["matrices"][name]["overlap"]["skill"] == pytest.approx(expected, rel=1e-4)
 
@@ -350,11 +377,14 @@ def test_the_command_writes_json_and_a_page(made, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("--fractions", "a,b"), "--fractions must be numbers"),
-        (("--fractions", "0"), "--fractions must be over 0"),
+        (("--fractions", "a,b"), "--fractions: must be a valid number"),
+        (("--fractions", "0"), "--fractions: must be over 0"),
+        (("--fractions", "0.25,0.5,2"), "--fractions: must be over 0 and at most 1"),
+        (("--slices", 0), "--slices: must be greater than or equal to 1"),
+        (("--scale", "inf"), "--scale: must be a finite number"),
         (("--known-facts", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--expert", "nowhere"), "nowhere is not an expert folder"),
-        (("--skill", "nothing"), "nothing"),
+        (("--skill", "nothing"), "give --skill once"),
     ],
 )
 def test_a_wrong_option_is_one_line(made, tmp_path, changes, message):
@@ -363,15 +393,21 @@ def test_a_wrong_option_is_one_line(made, tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_skill_is_one_line(made, tmp_path):
+    result = palora("spectrum", "--model", made.model, "--skill", "nothing", *FAST, "--out", tmp_path / "o")
+    assert result.code == 2 and len(result.err.strip().splitlines()) == 1 and "nothing" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_of_another_model_is_refused(made, tmp_path):
+    """One that was trained on an expert belongs to the original only together with that expert."""
+    command = ("spectrum", "--model", made.model, "--skill", "chain", *FAST, "--out", tmp_path / "o")
+    result = palora(*command, "--adapter", made.adapter)
+    assert result.code == 2 and "was made for other weights" in result.err and not list(tmp_path.iterdir())
+
+
 def test_a_strangers_folder_is_left_alone(made, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = tree(tmp_path)
     result = palora("spectrum", "--model", made.model, "--skill", "chain", *FAST, "--out", tmp_path)
     assert result.code == 2 and "no spectrum.json" in result.err and tree(tmp_path) == before
-
-
-def test_scales_of_another_basis_are_not_shown_along_the_spectrum(model, tokenizer):
-    d = decompose(torch.randn(4, 4))
-    expert = Expert({"a": torch.ones(4)}, {"fingerprints": {}}, basis={"a": d})
-    with pytest.raises(InputError, match="basis weights"):
-        spectrum.measure_spectrum(model, tokenizer, get_skill("chain"), expert=expert)

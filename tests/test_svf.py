@@ -6,11 +6,12 @@ from conftest import tiny_llama
 from torch.nn.utils import parametrize
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from palora.algebra.decomposition import decompose, decompose_targets
+from palora.algebra.decomposition import decompose
+from palora.algebra.scales import effective_scale
 from palora.common.errors import InputError
 from palora.language.models import fingerprints
 from palora.language.targets import find_targets, weight
-from palora.training.svf import Expert, effective_scale, svf_layers
+from palora.training.svf import Expert, components, decompose_targets, svf_layers
 
 IDS = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +20,7 @@ IDS = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 def test_an_untrained_expert_is_the_base_exactly(model, parametrisation):
     targets = find_targets(model)
     before = model(input_ids=IDS).logits
-    with svf_layers(targets, decompose_targets(targets), parametrisation) as layers:
+    with svf_layers(targets, decompose_targets(model, targets), parametrisation) as layers:
         for layer in layers.values():
             assert layer.scale().tolist() == pytest.approx([1.0] * layer.s.numel(), abs=1e-6)
         assert (model(input_ids=IDS).logits - before).abs().max() < 1e-5
@@ -43,7 +44,7 @@ def test_w_of_z_is_u_diag_sz_vt(model):
     targets = find_targets(model)
     name, module = next(iter(targets.items()))
     W = weight(module).clone().double()
-    with svf_layers(targets, decompose_targets(targets), "linear") as layers:
+    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers:
         with torch.no_grad():
             layers[name].p.copy_(1 + 0.3 * torch.randn_like(layers[name].p))
         z = layers[name].scale().detach().double()
@@ -57,7 +58,7 @@ def test_the_gradient_of_a_scale(model):
     """dL/dz_i = s_i u_iᵀ (dL/dW) v_i."""
     targets = find_targets(model)
     name, module = list(targets.items())[-1]
-    with svf_layers(targets, decompose_targets(targets), "linear") as layers:
+    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers:
         model(input_ids=IDS, labels=IDS).loss.backward()
         found = layers[name].p.grad.clone()
     model.zero_grad()
@@ -92,7 +93,7 @@ def test_expert_survives_saving_and_refuses_another_model(model, tmp_path):
     made = expert_for(model)
     made.save(tmp_path / "expert")
     loaded = Expert.load(tmp_path / "expert")
-    assert loaded.record == made.record
+    assert {key: loaded.record[key] for key in made.record} == made.record
     assert all(torch.equal(loaded.scales[name], z) for name, z in made.scales.items())
     other = tiny_llama()
     name, module = next(iter(find_targets(other).items()))
@@ -103,3 +104,35 @@ def test_expert_survives_saving_and_refuses_another_model(model, tmp_path):
     assert torch.equal(weight(module), before)
     with pytest.raises(InputError, match="not an expert folder"):
         Expert.load(tmp_path)
+
+
+def test_the_components_of_the_scales_are_the_original_models_whichever_model_is_at_hand(
+    tmp_path, tokenizer, monkeypatch
+):
+    """From the cache, and where it is gone from the original model."""
+    folder = tmp_path / "original"
+    tiny_llama().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    original, expert_model = tiny_llama(), tiny_llama()
+    targets = find_targets(original)
+    made = expert_for(original)
+    expert = Expert(made.scales, {**made.record, "model": str(folder)})
+    expected = decompose_targets(original, targets)
+    expert.apply(expert_model)
+    for cache in ("kept", "gone"):
+        if cache == "gone":
+            monkeypatch.setenv("PALORA_CACHE", "")
+        found = components(expert, expert_model, find_targets(expert_model))
+        for name, d in expected.items():
+            assert torch.allclose(found[name].s, d.s, rtol=1e-5)
+            assert (found[name].Vh @ d.Vh.T).abs().diagonal().min() > 0.999, cache
+
+
+def test_changed_scales_are_seen(model, tmp_path):
+    expert_for(model).save(tmp_path / "expert")
+    file = tmp_path / "expert" / "scales.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"scales\.safetensors has changed since it was written; put it back"):
+        Expert.load(tmp_path / "expert")

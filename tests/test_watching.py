@@ -4,29 +4,28 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from palora.algebra.rules import Budget
-from palora.algebra.statistics import from_tensors
 from palora.bench.tuners import live_delta
 from palora.common.errors import InputError
 from palora.common.metrics import read_metrics
-from palora.common.settings import InjectSettings
+from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.skills import get_skill
 from palora.language.keep import Keep
 from palora.language.targets import find_targets, weight
 from palora.testbed.world import new_facts
-from palora.training.injection import inject
+from palora.training.injection import Beside, inject
 from palora.training.lora import trained_parameters
 from palora.training.protection import protect
 
 SETTINGS = InjectSettings(
-    r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=6, batch_size=4, recall_every=1, drift=4.0
+    **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "learning_rate": 0.02, "epochs": 6, "batch_size": 4},
+    **{"recall_every": 1, "drift": 4.0, "stop_at_recall": None},
 )
 
 
 @pytest.fixture(scope="module")
 def statistics(tokenizer):
     keep = Keep([get_skill("chain")], examples=16)
-    return from_tensors(protect(tiny_llama(), tokenizer, "none", Budget(), keep=keep)[1])
+    return protect(tiny_llama(), tokenizer, ProtectSettings(rule="none"), keep).statistics
 
 
 def train(tokenizer, statistics, work, shares, **changes):
@@ -39,9 +38,8 @@ def train(tokenizer, statistics, work, shares, **changes):
         return left.pop(0)
 
     settings = SETTINGS.model_copy(update={"lose_at_most": 0.1, **changes})
-    tuned, record = inject(
-        tiny_llama(), tokenizer, new_facts(8), settings, work, statistics=statistics, kept_share=kept_share
-    )
+    beside = Beside(statistics=statistics, kept_share=kept_share)
+    tuned, record = inject(tiny_llama(), tokenizer, new_facts(8), settings, work, beside=beside)
     return tuned, record, [row for row in read_metrics(work / "metrics.jsonl") if "kept" in row], seen
 
 
@@ -98,10 +96,10 @@ def test_the_curve_has_the_drift_of_every_matrix(tokenizer, statistics, tmp_path
     settings = SETTINGS.model_copy(update={"epochs": 2})
     start = tiny_llama()
     before = {name: weight(module).clone() for name, module in find_targets(start).items()}
-    tuned, _ = inject(start, tokenizer, new_facts(8), settings, tmp_path, statistics=statistics)
+    tuned, _ = inject(start, tokenizer, new_facts(8), settings, tmp_path, beside=Beside(statistics=statistics))
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "drift" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
-    for name, own in statistics["skills"].items():
+    for name, own in statistics.skills().items():
         expected = own.drift(live_delta(tuned, name, before[name]), before[name])
         assert rows[-1]["drift_by_matrix"][name] == pytest.approx(expected, rel=1e-3)
 

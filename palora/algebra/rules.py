@@ -4,19 +4,14 @@ A rule is one small function from the evidence about one matrix W (m × n) to it
 the singular components of W by an importance, and protect the first of them:
 
     svf            abs(z_eff − 1)         what the expert moved (PALoRA, arXiv 2605.24549)
-    svf_weighted   s · abs(z_eff − 1)     the same, by what the move changes in W
     sigma          s²                     the top singular values (OPLoRA, arXiv 2510.13003)
     random         uniform                the control that tells whether the choice matters
 
 Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be kept, and protect the input side only:
 
     activation     leading eigenvectors of C (the geometry of LoRA-Null and AlphaEdit)
-    covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours). Of more than 1,024
-                   inputs the leading 1,024 directions, the others not at all
-    svf_covariance covariance with a strength of its own for every matrix, g times how far the expert moved it
-                   relative to the others: the expert says how much to protect where, the inputs say what (ours)
-    whitened       the leading singular directions of W C^½: the inputs that make the largest outputs (the truncation
-                   of SVD-LLM, arXiv 2403.07378)
+    covariance     all of them, softly: A' = A (I + g·n·C / tr C)⁻¹ with one strength g (ours). What C's leading
+                   directions leave out is attenuated alike, by 1 / (1 + g·n·ρ / tr C)
 
 `none` protects nothing: plain LoRA.
 """
@@ -24,12 +19,12 @@ Input rules look at the inputs of W, C = Σ x xᵀ over the text that is to be k
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from palora.algebra.decomposition import Decomposition, decompose_on
+from palora.algebra.decomposition import Decomposition
 from palora.algebra.statistics import InputStatistics
 from palora.algebra.subspace import ProtectedSubspace
 from palora.common.errors import InputError
@@ -104,16 +99,12 @@ class Evidence:
         scales: the expert's effective scales z_eff (r,), or None without an expert.
         statistics: the inputs that are to be kept, or None where none were collected.
         generator: seeded, for `random`.
-        W: the matrix (m, n) that stage 2 trains on, for `whitened`.
-        emphasis: how far the expert moved this matrix, relative to the mean of all; 1 without an expert.
     """
 
     decomposition: Decomposition | None
     scales: Tensor | None
     statistics: InputStatistics | None
     generator: torch.Generator
-    W: Tensor | None = None
-    emphasis: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,7 @@ def _components(importance: Callable[[Evidence], Tensor]) -> Rule:
         indices = scores.argsort(descending=True, stable=True)[: budget.count(scores)].sort().values
         d = _decomposed(evidence)
         subspace = ProtectedSubspace(
-            input=d.input_basis(indices) if sides in ("both", "input") else None,
+            input=d.Vh[indices].T.contiguous() if sides in ("both", "input") else None,
             output=d.U[:, indices].contiguous() if sides in ("both", "output") else None,
         )
         return Selection(subspace, indices, scores)
@@ -145,62 +136,46 @@ def _components(importance: Callable[[Evidence], Tensor]) -> Rule:
     return rule
 
 
+def _given(value: Any, what: str) -> Any:
+    if value is None:
+        raise InputError(f"this rule needs {what}")
+    return value
+
+
 def _decomposed(evidence: Evidence) -> Decomposition:
-    if evidence.decomposition is None:
-        raise InputError("this rule needs the decomposition of the matrix")
-    return evidence.decomposition
+    return _given(evidence.decomposition, "the decomposition of the matrix")
 
 
 def _scales(evidence: Evidence) -> Tensor:
-    if evidence.scales is None:
-        raise InputError("this rule needs an expert: give --expert, or choose another rule")
-    return evidence.scales
+    return _given(evidence.scales, "an expert: give --expert, or choose another rule")
 
 
 def _kept(evidence: Evidence) -> InputStatistics:
-    if evidence.statistics is None:
-        raise InputError("this rule needs something to keep: give --skill, --known-facts, --text or --prompts")
-    return evidence.statistics
+    return _given(evidence.statistics, "something to keep: give --skill, --known-facts, --text or --prompts")
 
 
 def activation(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
     """V = the leading eigenvectors of C."""
     kept = _kept(evidence)
-    n, used = kept.factor.shape[0], kept.eigenvalues[kept.eigenvalues > 1e-7 * kept.trace]
-    k = budget.count(used, size=n, total=kept.trace)
-    return Selection(ProtectedSubspace(input=kept.directions[:, :k].contiguous()), None, kept.eigenvalues)
+    E, eigenvalues = kept.spectrum
+    used = eigenvalues[eigenvalues > 1e-7 * kept.trace]
+    k = budget.count(used, size=len(kept.factor), total=kept.trace)
+    return Selection(ProtectedSubspace(input=E[:, :k].contiguous()), None, eigenvalues)
 
 
 def covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
-    """V = E diag(sqrt(w)), w = g·l / (1 + g·l) for the eigenvalues l of n·C / tr C (mean 1)."""
+    """c = 1 / (1 + g·ℓ) for the mean ℓ = n·ρ / tr C of the directions that are left out; on a leading direction, of
+    relative eigenvalue l = n·λ / tr C, c (1 − w) = 1 / (1 + g·l). V = E diag(sqrt(w))."""
     kept = _kept(evidence)
     if budget.strength is None:
         raise InputError("this rule takes --strength, not k, fraction or share")
-    n = kept.factor.shape[0]
-    relative = n * kept.eigenvalues / kept.trace
-    w = budget.strength * relative / (1 + budget.strength * relative)
+    E, eigenvalues = kept.spectrum
+    gain = budget.strength * len(kept.factor) / kept.trace
+    c = 1 / (1 + gain * kept.tail)
+    w = 1 - 1 / (c * (1 + gain * eigenvalues))
     seen = w > 1e-6  # directions the text never uses are free anyway: do not store them
-    return Selection(ProtectedSubspace(input=(kept.directions * w.sqrt())[:, seen].contiguous()), None, w)
-
-
-def svf_covariance(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
-    """`covariance` of strength g · e, e = ‖s (z − 1)‖ / ‖s‖ of this matrix over its mean."""
-    _scales(evidence)
-    if budget.strength is not None:
-        budget = Budget(strength=max(budget.strength * evidence.emphasis, 1e-12))
-    return covariance(evidence, budget, sides)
-
-
-def whitened(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
-    """The inputs Y_S and outputs U_S of the components with the largest s in the basis of the kept inputs."""
-    kept = _kept(evidence)
-    if evidence.W is None:
-        raise InputError("this rule needs the matrix itself")
-    d = decompose_on(evidence.W, kept)
-    first = torch.arange(budget.count(d.s.square()))
-    V = d.input_basis(first) if sides in ("both", "input") else None
-    U = d.U[:, first].contiguous() if sides in ("both", "output") else None
-    return Selection(ProtectedSubspace(input=V, output=U), None, d.s)
+    subspace = ProtectedSubspace(input=(E * w.clamp_min(0).sqrt())[:, seen].contiguous(), scale=c)
+    return Selection(subspace, None, gain * eigenvalues / (1 + gain * eigenvalues))
 
 
 def none(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
@@ -210,20 +185,17 @@ def none(evidence: Evidence, budget: Budget, sides: Sides) -> Selection:
 
 RULES: dict[str, Rule] = {
     "svf": _components(lambda e: (_scales(e) - 1).abs()),
-    "svf_weighted": _components(lambda e: _decomposed(e).s.cpu() * (_scales(e) - 1).abs()),
     "sigma": _components(lambda e: _decomposed(e).s.square()),
     "random": _components(lambda e: torch.rand(_decomposed(e).rank, generator=e.generator)),
     "activation": activation,
     "covariance": covariance,
-    "svf_covariance": svf_covariance,
-    "whitened": whitened,
     "none": none,
 }
-INPUT_RULES = frozenset({"activation", "covariance", "svf_covariance"})  # these have no output side
-KEEP_RULES = INPUT_RULES | {"whitened"}  # these need something to keep
-SOFT_RULES = frozenset({"covariance", "svf_covariance"})
+COMPONENT_RULES = frozenset({"svf", "sigma", "random"})  # these look at the singular components of W
+EXPERT_RULES = frozenset({"svf"})  # these of them need an expert
+INPUT_RULES = frozenset({"activation", "covariance"})  # these need something to keep, and have no output side
+SOFT_RULES = frozenset({"covariance"})
 DEFAULT_STRENGTH = 1.0  # of these; see docs/design.md
-EXPERT_RULES = frozenset({"svf", "svf_weighted", "svf_covariance"})  # these need an expert
 
 
 def check_rule(rule: str, budget: Budget, sides: Sides | None) -> tuple[Budget, Sides]:
@@ -254,4 +226,4 @@ def check_rule(rule: str, budget: Budget, sides: Sides | None) -> tuple[Budget, 
         raise InputError(f"the rule {rule} protects the input side only; use sides input")
     if rule in SOFT_RULES and not given:
         budget = Budget(strength=DEFAULT_STRENGTH)
-    return budget, sides or ("input" if rule in KEEP_RULES else "both")
+    return budget, sides or ("input" if rule in INPUT_RULES else "both")

@@ -3,83 +3,75 @@
     coverage = tr(Vᵀ C V) / tr(C)                      the share of those inputs' energy inside a protected subspace
     drift    = sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ))         how far an update moves the output on those inputs, relatively
 
-C is kept as a factor F (n × q), its leading eigenvectors E scaled by the square roots of their eigenvalues, in
-descending order, and the rest of the energy is taken as spread evenly over the other directions:
+C is kept as a few columns and one number: its leading directions, and the rest of its energy, taken as spread evenly:
 
-    C ≈ F Fᵀ + ρ (I − E Eᵀ),        ρ = (tr C − ‖F‖²) / (n − q)
+    C ≈ G Gᵀ + ρ I,         G (n, q),       tr C = ‖G‖² + n ρ,       tr(M C Mᵀ) = ‖M G‖² + ρ ‖M‖²
 
-so tr(M C Mᵀ) = ‖M F‖² + ρ (‖M‖² − ‖M E‖²) for any M. Exact where q = n. A rule that protects leading directions takes
-leading columns of E.
+With orthonormal eigenvectors E and eigenvalues λ of C, G = E diag(sqrt(λ − ρ)) and ρ is the mean of the eigenvalues
+that G leaves out: exact where q = n (then ρ = 0). Several things to keep are a weighted sum, Σ wᵢ Cᵢ: their columns
+side by side, scaled by sqrt(wᵢ), and Σ wᵢ ρᵢ. Nothing is factorised again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palora.common.errors import InputError
-from palora.common.progress import progress_bar
-from palora.language.prompts import Example, batches, pad
-from palora.language.targets import weight
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from transformers import PreTrainedModel
-
-MAX_DIRECTIONS = 1024  # columns kept of F; a full basis of 14,336 inputs would be 0.8 GB a matrix
-MAX_EXACT = 4096  # wider covariances are factorised by subspace iteration: 14,336 takes minutes by eigh
-MAX_BYTES = 8 * 2**30  # of covariances in memory at once; a larger model takes several passes over the text
+KINDS = ("skills", "known_facts", "text", "prompts")  # of things to keep
+MAX_EXACT = 1024  # inputs up to which C itself is summed: 8 MB in float64
+SKETCH = 384  # columns of the sketch of a wider C, a quarter of the forward pass's time on a 0.5B model …
+DIRECTIONS = 256  # … of which the leading ones are kept: the last ones of a sketch are the least sure
+MAX_NORM = 10.0  # an input longer than this many times the median of its batch counts as one of that length
+BLOCK = 4096  # rows that are multiplied at once in float32, and then added up in float64
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """The input covariance of one matrix: `factor` F (n, q) with descending column norms, and `trace` = tr C (1 for
-    normalised statistics), which also counts the energy that F leaves out."""
+    """C ≈ G Gᵀ + ρ I of one input: `factor` G (n, q), float32, and `tail` ρ ≥ 0.
+
+    The columns of G are `orthogonal`, longest first, of one thing; not of a mixture."""
 
     factor: Tensor
-    trace: float
+    tail: float = 0.0
+    orthogonal: bool = True
 
     @cached_property
-    def eigenvalues(self) -> Tensor:
-        """The leading eigenvalues of C, (q,), descending."""
-        return self.factor.square().sum(0)
-
-    @property
-    def directions(self) -> Tensor:
-        """The leading orthonormal eigenvectors of C, (n, q)."""
-        return self.factor / self.factor.norm(dim=0).clamp_min(1e-30)
+    def trace(self) -> float:
+        """tr C = ‖G‖² + n ρ; 1 for normalised statistics."""
+        return float(self.factor.double().square().sum()) + len(self.factor) * self.tail
 
     @cached_property
-    def rest(self) -> float:
-        """ρ: the energy of each direction outside the factor, on average."""
-        n, q = self.factor.shape
-        return max(0.0, self.trace - float(self.eigenvalues.double().sum())) / (n - q) if n > q else 0.0
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal eigenvectors E (n, q) of C and their eigenvalues (q,), descending; all others are ρ.
+
+        Those of a mixture come from the small matrix Gᵀ G = R diag(μ) Rᵀ (q, q), in float64: E = G R diag(μ)^-½.
+        """
+        G = self.factor
+        if self.orthogonal:
+            sizes = G.norm(dim=0)
+            return G / sizes.clamp_min(1e-30), sizes.square() + self.tail
+        wide = G.double()
+        mu, R = torch.linalg.eigh(wide.T @ wide)
+        mu, R = mu.flip(0), R.flip(1)
+        used = mu > 1e-12 * mu[0]
+        E = wide @ (R[:, used] / mu[used].sqrt())
+        return E.float(), (mu[used] + self.tail).float()
 
     def energy(self, M: Tensor) -> float:
         """tr(M C Mᵀ) for M (a, n): the energy of these inputs that M passes on."""
-        M, F = M.float(), self.factor.to(M.device)
-        kept = float((M @ F).square().sum())
-        if self.rest == 0:
-            return kept
-        E = self.directions.to(M.device)
-        return kept + self.rest * max(0.0, float(M.square().sum() - (M @ E).square().sum()))
+        M = M.float()
+        kept = float((M @ self.factor.to(M.device)).square().sum())
+        return kept + (self.tail * float(M.square().sum()) if self.tail else 0.0)
 
     def moment(self, A: Tensor) -> Tensor:
         """A C Aᵀ (r, r) for A (r, n), differentiable; the statistics must be on A's device."""
-        A, AF = A.float(), A.float() @ self.factor
-        if self.rest == 0:
-            return AF @ AF.T
-        AE = AF / self.eigenvalues.sqrt().clamp_min(1e-30)  # A times the directions, without a second (n, q) matrix
-        return AF @ AF.T + self.rest * (A @ A.T - AE @ AE.T)
-
-    def to(self, device: torch.device | str) -> "InputStatistics":
-        """The same statistics on another device."""
-        return replace(self, factor=self.factor.to(device))
+        A = A.float()
+        AG = A @ self.factor
+        return AG @ AG.T + self.tail * (A @ A.T)
 
     def coverage(self, basis: Tensor | None) -> float:
         """tr(Vᵀ C V) / tr(C) for an input basis V (n, k); 0 without one."""
@@ -89,169 +81,173 @@ class InputStatistics:
         """sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)) for ΔW and W (m, n)."""
         return (self.energy(delta) / self.energy(W)) ** 0.5
 
-
-Covariances = dict[str, Tensor]
-
-
-def groups(targets: dict[str, nn.Module], max_bytes: int = MAX_BYTES) -> list[dict[str, nn.Module]]:
-    """The targets in groups whose covariances (float64, n × n) fit into `max_bytes`; one matrix at least a group."""
-    result: list[dict[str, nn.Module]] = [{}]
-    used = 0
-    for name, module in targets.items():
-        size = 8 * weight(module).shape[1] ** 2
-        if result[-1] and used + size > max_bytes:
-            result.append({})
-            used = 0
-        result[-1][name] = module
-        used += size
-    return result
+    def to(self, device: torch.device | str) -> "InputStatistics":
+        """The same statistics on another device."""
+        return replace(self, factor=self.factor.to(device))
 
 
-@torch.no_grad()
-def collect(
-    model: "PreTrainedModel",
-    targets: dict[str, nn.Module],
-    examples: Sequence[Example],
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
-) -> Covariances:
-    """C = Σ x xᵀ / Σ ‖x‖² at every targeted matrix, over every token of `examples` (prompt and answer).
-
-    Args:
-        examples: tokenised texts; padding never enters the sums.
-        progress: called with the number of examples each batch finished.
-
-    Returns: for each module path a float64 matrix (n, n) of trace 1, on the module's device. In float32 the soft rule
-    would multiply the rounding of the largest eigenvalue by g·n and attenuate directions that were never used (1.3e-4
-    of P_R at n = 512, g = 10; 2.5e-3 at n = 2,048, g = 100).
-
-    Raises: InputError without examples.
-    """
-    if not examples:
-        raise InputError("no text to collect statistics from")
-    sums: Covariances = {}
-    state: dict[str, Tensor] = {}
-    with _inputs(targets, sums, state):
-        for group in batches([len(e.prompt) + len(e.answer) for e in examples], batch_size):
-            ids, attended, _ = pad([examples[i] for i in group], model.device)
-            state["mask"] = attended.bool()
-            model(input_ids=ids, attention_mask=attended, use_cache=False)
-            if progress:
-                progress(len(group))
-    for name, covariance in sums.items():
-        if not torch.isfinite(covariance).all():
-            raise InputError(f"the inputs of {name} are not finite: the model is damaged or overflows in its dtype")
-    return {name: covariance.div_(covariance.trace()) for name, covariance in sums.items()}
-
-
-def input_statistics(
-    model: "PreTrainedModel", targets: dict[str, nn.Module], examples: Sequence[Example], label: str
-) -> dict[str, InputStatistics]:
-    """The statistics of one thing at every targeted matrix, in as many passes as memory asks for (`groups`).
-
-    Args:
-        label: what the bar calls it.
-    """
-    found: dict[str, InputStatistics] = {}
-    for group in groups(targets):
-        with progress_bar(f"Statistics of {label}", len(examples)) as advance:
-            found |= mix([(1.0, collect(model, group, examples, progress=advance))])
-    return found
-
-
-@contextmanager
-def _inputs(targets: dict[str, nn.Module], sums: Covariances, state: dict[str, Tensor]) -> "Iterator[None]":
-    """While open, every targeted module adds the outer products of its unmasked inputs to `sums`."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0][state["mask"]].double()
-            if name not in sums:
-                sums[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=x.dtype, device=x.device)
-            sums[name].addmm_(x.T, x)
-
-        return add
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in targets.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def mix(parts: Sequence[tuple[float, Covariances]]) -> dict[str, InputStatistics]:
-    """Σ weight_i C_i over several things to keep, each of trace 1, as leading eigenvectors.
-
-    Args:
-        parts: (weight, covariances) of each thing; weights are relative.
-    """
+def mixed(parts: Sequence[tuple[float, InputStatistics]]) -> InputStatistics:
+    """Σ wᵢ Cᵢ / Σ wᵢ of several things to keep, by relative weights over 0: the columns side by side."""
+    if len(parts) == 1:
+        return parts[0][1]
     total = sum(w for w, _ in parts)
-    mixed = {}
-    with progress_bar("Leading directions", len(parts[0][1]), transient=True) as advance:
-        for name in parts[0][1]:
-            mixed[name] = factorise(sum(((w / total) * c[name] for w, c in parts), torch.zeros(())))
-            advance(1)
-    return mixed
+    columns = torch.cat([own.factor * (w / total) ** 0.5 for w, own in parts], dim=1)
+    return InputStatistics(columns, sum(w / total * own.tail for w, own in parts), orthogonal=False)
 
 
-def factorise(covariance: Tensor, max_directions: int = MAX_DIRECTIONS) -> InputStatistics:
-    """The leading eigenvectors of C (n, n), scaled by the square roots of their eigenvalues. Exact up to n = 4,096; of
-    wider ones the leading subspace is found by randomised subspace iteration (Halko et al., arXiv 0909.4061, 4.4)."""
-    C = covariance.double()
-    if len(C) > MAX_EXACT:
-        tried = min(len(C), max_directions + max_directions // 8 + 8)  # more than kept: the last ones converge slowly
-        Q = torch.randn(len(C), tried, generator=torch.Generator().manual_seed(0), dtype=C.dtype).to(C.device)
-        for _ in range(6):
-            Q = torch.linalg.qr(C @ Q).Q
-        eigenvalues, small = torch.linalg.eigh(Q.T @ C @ Q)
-        vectors = Q @ small
-    else:
-        eigenvalues, vectors = torch.linalg.eigh(C)
-    order = torch.argsort(eigenvalues, descending=True)[:max_directions]
-    scaled = vectors[:, order] * eigenvalues[order].clamp_min(0).sqrt()
-    return InputStatistics(scaled.float(), float(covariance.trace()))
+class Covariance:
+    """C = Σ x xᵀ of a stream of rows x, in one pass and little memory.
 
-
-def combine(
-    kinds: Mapping[str, Mapping[str, InputStatistics]], weights: Mapping[str, float]
-) -> dict[str, InputStatistics]:
-    """Statistics of several kinds of things to keep as one, by relative weights: Σ wᵢ Cᵢ / Σ wᵢ, from the factors.
-
-    Args:
-        kinds: the statistics by matrix, for each kind that there is.
-
-    Raises: InputError where no kind that is there weighs anything.
+    Up to 1,024 inputs C itself is summed. A wider one never is: Y = C Ω (n, q) is, for a fixed random Ω (n, q), and in
+    the end C ≈ Y (Ωᵀ Y)⁻¹ Yᵀ (Nyström; Tropp et al., arXiv 1706.05736). Products are float32 in blocks of rows, sums
+    float64: the soft rule multiplies the rounding of the largest eigenvalue by g·n, and with inputs of a real model its
+    result is within 1e-6 of float64's at n = 896, g = 1 (5e-6 at g = 10).
     """
-    used = {kind: weights.get(kind, 0.0) for kind in kinds if weights.get(kind, 0.0) > 0}
-    if not used:
-        raise InputError("nothing that is to be kept weighs anything: give a skill, known facts, text or prompts")
-    if len(used) == 1:
-        return dict(kinds[next(iter(used))])
-    total = sum(used.values())
-    combined = {}
-    for name in kinds[next(iter(used))]:
-        parts = [(w / total, kinds[kind][name]) for kind, w in used.items()]
-        stacked = torch.cat([own.factor.double() * w**0.5 for w, own in parts], dim=1)
-        left, sizes, _ = torch.linalg.svd(stacked, full_matrices=False)
-        factor = (left * sizes)[:, :MAX_DIRECTIONS].float()
-        combined[name] = InputStatistics(factor, sum(w * own.trace for w, own in parts))
-    return combined
+
+    def __init__(self, inputs: int, device: torch.device | str = "cpu", sketch: int = SKETCH) -> None:
+        self.energy = 0.0  # Σ ‖x‖², which no sketch has to guess
+        self.random: Tensor | None = None
+        width = inputs
+        if inputs > MAX_EXACT:
+            width = min(sketch, inputs)
+            self.random = _random(inputs, width).to(device)
+        self.sum = torch.zeros(inputs, width, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Count the rows (tokens, n); those longer than `MAX_NORM` times the median are shortened to that."""
+        rows = shortened(rows.float())
+        self.energy += float(rows.norm(dim=1).double().square().sum())
+        for block in rows.split(BLOCK):
+            self.sum += block.T @ (block if self.random is None else block @ self.random)
+
+    def statistics(self, directions: int = DIRECTIONS) -> InputStatistics:
+        """The leading directions of C / tr C and its tail; all n of them where C itself was summed.
+
+        Raises: InputError where the rows were not finite, or all of them 0.
+        """
+        if not torch.isfinite(self.sum).all() or not self.energy > 0:
+            raise InputError("not finite, or nothing but zeros: the model is damaged or overflows in its dtype")
+        total = self.sum / self.energy
+        if self.random is None:
+            return factorise(total, len(total))
+        eigenvalues, vectors = self._nystrom(total, self.random.double())
+        return _leading(eigenvalues, vectors, 1.0, directions)
+
+    @staticmethod
+    def _nystrom(Y: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (q,) and eigenvectors (n, q) of Y (Ωᵀ Y)⁺ Yᵀ. What is below a millionth of the largest eigenvalue
+        of Ωᵀ Y is the rounding of float32, and is left to the tail."""
+        small = random.T @ Y
+        mu, R = torch.linalg.eigh((small + small.T) / 2)
+        used = mu > 1e-6 * mu[-1]
+        half = Y @ (R[:, used] / mu[used].sqrt())  # C ≈ half halfᵀ
+        eigenvalues, S = torch.linalg.eigh(half.T @ half)
+        return eigenvalues, half @ (S / eigenvalues.clamp_min(1e-30).sqrt())
 
 
-def to_tensors(kinds: Mapping[str, Mapping[str, InputStatistics]]) -> dict[str, Tensor]:
-    """For saving: `<kind>/<module>.factor` (n, q) and `<kind>/<module>.trace` ()."""
-    named = {f"{kind}/{name}": own for kind, statistics in kinds.items() for name, own in statistics.items()}
-    factors = {f"{name}.factor": own.factor for name, own in named.items()}
-    return factors | {f"{name}.trace": torch.tensor(own.trace) for name, own in named.items()}
+@lru_cache(maxsize=4)
+def _random(n: int, q: int) -> Tensor:
+    """Ω (n, q), orthonormal, the same for every input of that width."""
+    return torch.linalg.qr(torch.randn(n, q, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q.float()
 
 
-def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, InputStatistics]]:
-    """The inverse of `to_tensors`: the statistics of each kind (skills, known_facts, text, prompts) that was kept."""
-    kinds: dict[str, dict[str, InputStatistics]] = {}
-    for key, factor in tensors.items():
-        if key.endswith(".factor"):
-            label = key.removesuffix(".factor")
-            kind, _, name = label.partition("/")
-            kinds.setdefault(kind, {})[name] = InputStatistics(factor, float(tensors[f"{label}.trace"]))
-    return kinds
+def shortened(rows: Tensor) -> Tensor:
+    """Rows (tokens, n) with those of more than `MAX_NORM` times the median norm cut to it.
+
+    A few tokens of a pretrained model have inputs a hundred times as long as the others ("massive activations"). With
+    one in 200 of them C is nearly theirs alone: a coverage of 0.98 while 55% of the ordinary inputs' energy passes.
+    """
+    norms = rows.norm(dim=1, keepdim=True)
+    limit = MAX_NORM * norms.median() if len(rows) else norms
+    return rows * (limit / norms.clamp_min(1e-30)).clamp_max(1.0) if bool((norms > limit).any()) else rows
+
+
+def factorise(covariance: Tensor, directions: int = MAX_EXACT) -> InputStatistics:
+    """A covariance (n, n) as its leading eigenvectors and its tail, in float64."""
+    C = covariance.double()
+    eigenvalues, vectors = torch.linalg.eigh(C)
+    return _leading(eigenvalues, vectors, float(C.trace()), directions)
+
+
+def _leading(eigenvalues: Tensor, vectors: Tensor, trace: float, directions: int) -> InputStatistics:
+    """G and ρ from eigenvalues (q,) and eigenvectors (n, q), in any order, of a C whose trace is known."""
+    order = eigenvalues.argsort(descending=True)[:directions]
+    kept, n = eigenvalues[order].clamp_min(0), len(vectors)
+    tail = max(0.0, trace - float(kept.sum())) / (n - len(order)) if n > len(order) else 0.0
+    factor = vectors[:, order] * (kept - tail).clamp_min(0).sqrt()
+    return InputStatistics(factor.float(), tail)
+
+
+# --- of everything that is to be kept --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeptInputs:
+    """The inputs of one thing to keep: its kind, its name, and the statistics by the first matrix that reads each."""
+
+    kind: str
+    name: str
+    of: Mapping[str, InputStatistics]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The inputs of everything that is to be kept, one list: never a mixture. `inputs` says which input each targeted
+    matrix reads: gate and up the same one."""
+
+    things: tuple[KeptInputs, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.things)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Which kinds of things there are."""
+        return list(dict.fromkeys(thing.kind for thing in self.things))
+
+    def weighed(self, weights: Mapping[str, float], names: Iterable[str] | None = None) -> dict[str, InputStatistics]:
+        """Σ wᵢ Cᵢ / Σ wᵢ for every matrix (of `names`): a kind's weight is shared by its things.
+
+        Raises: InputError where no kind that is there weighs anything.
+        """
+        count = {kind: sum(thing.kind == kind for thing in self.things) for kind in self.kinds}
+        used = [(w / count[t.kind], t) for t in self.things if (w := weights.get(t.kind, 0.0)) > 0]
+        if not used:
+            raise InputError("nothing that is to be kept weighs anything: give a skill, known facts, text or prompts")
+        sums: dict[str, InputStatistics] = {}
+        found = {}
+        for name in self.inputs if names is None else names:
+            key = self.inputs[name]
+            if key not in sums:
+                sums[key] = mixed([(w, thing.of[key]) for w, thing in used])
+            found[name] = sums[key]
+        return found
+
+    def skills(self, names: Iterable[str] | None = None) -> dict[str, InputStatistics]:
+        """The statistics of the skills alone, which coverage and drift are reported on; empty without one."""
+        return self.weighed({"skills": 1.0}, names) if "skills" in self.kinds else {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For saving: `<kind>/<name>/<input>.factor` (n, q) and `.tail` ()."""
+        found = {}
+        for thing in self.things:
+            for key, own in thing.of.items():
+                found[f"{thing.kind}/{thing.name}/{key}.factor"] = own.factor
+                found[f"{thing.kind}/{thing.name}/{key}.tail"] = torch.tensor(own.tail, dtype=torch.float64)
+        return found
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], inputs: Mapping[str, str]) -> "Statistics":
+        """The inverse of `tensors`."""
+        things: dict[tuple[str, str], dict[str, InputStatistics]] = {}
+        for label, factor in tensors.items():
+            if label.endswith(".factor"):
+                kind, _, rest = label.removesuffix(".factor").partition("/")
+                name, _, key = rest.rpartition("/")
+                tail = float(tensors[label.removesuffix(".factor") + ".tail"])
+                things.setdefault((kind, name), {})[key] = InputStatistics(factor, tail)
+        ordered = sorted(
+            things.items(), key=lambda item: KINDS.index(item[0][0]) if item[0][0] in KINDS else len(KINDS)
+        )
+        return cls(tuple(KeptInputs(kind, name, of) for (kind, name), of in ordered), dict(inputs))

@@ -1,102 +1,62 @@
-"""The work of `palora compare`, one piece a function: each reads folders, writes one file or folder, and is done in a
-process of its own.
+"""The cells of a comparison: each reads what was prepared (`prepared.py`), and writes one file.
 
-    experts/seed-S          the expert of a seed, shared by all methods; probe-HASH-S one that only rules look at
-    statistics/BASE-S       of everything that is to be kept, on the weights BASE: expert or original
-    protections/NAME-S      what a method protects
-    adapters/KEY/MILESTONE  of a training that another method scales
     cells/KEY.json          one training (or a reference, or a scaled adapter) and what was measured at its milestones
+    adapters/KEY/MILESTONE  of a training that another method scales
+    work/KEY/               of a training that is not finished: its checkpoints, and what was measured so far
 
-KEY is a hash of everything that a cell's numbers depend on: a cell whose file is there is done.
+KEY tells everything that the numbers depend on (`keys.py`): a cell whose file is there is done.
 """
 
-import contextlib
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel
-from pydantic import BaseModel
 
-from palora.algebra.statistics import InputStatistics, from_tensors
-from palora.algebra.subspace import STATISTICS, ProtectedSubspaces
-from palora.bench.comparison import SCALE_RULES, Comparison
-from palora.bench.tuners import live_delta
+from palora.algebra.statistics import Statistics
+from palora.algebra.subspace import ProtectedSubspaces
+from palora.bench.comparison import Comparison, mark
+from palora.bench.keys import Cell, plan_of
+from palora.bench.prepared import protection_folder, statistics_folder, taught_model
+from palora.bench.quiet import clock, peak_memory, quiet, reset_peak_memory
+from palora.bench.tuners import adapt, live_delta
 from palora.common.errors import DivergedError
-from palora.common.files import load_tensors, read_json, sha256, write_json
+from palora.common.files import read_json, write_json
 from palora.common.metrics import read_metrics
 from palora.common.settings import KeepSettings, ProtectSettings
 from palora.common.versions import machine
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
-from palora.language.keep import Kept
+from palora.language.keep import Kept, weighed
+from palora.language.models import load_model
 from palora.language.scoring import share_correct, solve
-from palora.language.targets import weight
+from palora.language.targets import find_targets, weight
 from palora.results.evaluation import Questions, measure
-from palora.training.injection import inject
-from palora.training.svf import Expert
+from palora.training.injection import Beside, inject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 3  # of a cell's file; counted up when what is measured changes, or the default of a setting
-NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
+
+def cell_file(out: Path, key: str) -> Path:
+    """Where a finished cell is."""
+    return out / "cells" / f"{key}.json"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One training: a method on a fact load at a learning rate, with a seed."""
-
-    method: str
-    load: int
-    learning_rate: float
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.method}, {self.load} facts, rate {self.learning_rate:g}, seed {self.seed}"
+def write_cell(out: Path, key: str, found: Mapping[str, Any]) -> None:
+    """Write what a cell found, and on which machine."""
+    write_json(cell_file(out, key), {**found, "machine": machine()})
 
 
-def base_of(c: Comparison) -> stages.Base:
-    """The model of a comparison."""
-    return stages.Base(c.model, c.dtype, c.device, tuple(c.targets) if c.targets else None)
-
-
-def sources_of(c: Comparison) -> stages.Sources:
-    """What methods may keep."""
-    return stages.Sources(tuple(c.keep_skills), c.kept_facts, c.text, c.prompts)
-
-
-# --- what a cell depends on -----------------------------------------------------------------------
-
-
-def shared_inputs(c: Comparison) -> str:
-    """A hash of what all cells depend on: model, data, expert, and what is measured."""
-    files = [stages.identity(f) for f in (c.model, c.facts, c.known_facts, c.kept_facts, c.text, c.prompts)]
-    skills = [[stages.skill_identity(s) for s in listed] for listed in (c.skills, c.keep_skills)]
-    return _hash(FORMAT, files, skills, c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation)
-
-
-def reference_key(c: Comparison, shared: str, seed: int) -> str:
-    """The key of base and expert, measured with a seed's problems."""
-    return _hash("reference", shared, seed)
-
-
-def training_key(c: Comparison, shared: str, cell: Cell) -> str:
-    """The key of a training. The method's name is not in it: a method that is renamed is not trained again."""
-    method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-    probe = [method.probe, stages.skill_identity(c.probed(cell.method)[0])] if method.probe else []
-    rule = [method.rule, *stages.check_protection(method.protect), method.protect.keep] if method.protect else []
-    what = (*rule, method.shuffle, method.tuner, *probe)
-    return _hash("training", shared, *what, settings, cell.load, cell.seed)
+def adapters_folder(out: Path, key: str) -> Path:
+    """Where the adapters of a training are, one a milestone, if another method scales them."""
+    return out / "adapters" / key
 
 
 def is_done(c: Comparison, out: Path, cell: Cell, key: str) -> bool:
@@ -107,115 +67,12 @@ def is_done(c: Comparison, out: Path, cell: Cell, key: str) -> bool:
     return all((adapters_folder(out, key) / m).is_dir() for m in read_json(file, "moments")["moments"])
 
 
-def scaled_key(source: str, norms: Mapping[str, float]) -> str:
-    """The key of an adapter (of the cell `source`) scaled to the norms by milestone."""
-    return _hash("scaled", source, sorted(norms.items()))
-
-
-def _hash(*parts: Any) -> str:
-    """Settings count by what differs from the defaults: a setting that is new to palora makes no cell undone."""
-    plain = [p.model_dump(mode="json", exclude_defaults=True) if isinstance(p, BaseModel) else p for p in parts]
-    return sha256(repr(plain).encode())
-
-
-# --- prepared once, shared by the cells -----------------------------------------------------------
-
-
-def expert_folder(out: Path, seed: int) -> Path:
-    return out / "experts" / f"seed-{seed}"
-
-
-def cell_file(out: Path, key: str) -> Path:
-    return out / "cells" / f"{key}.json"
-
-
-def write_cell(out: Path, key: str, found: Mapping[str, Any]) -> None:
-    """Write what a cell found, and on which machine."""
-    write_json(cell_file(out, key), {**found, "machine": machine()})
-
-
-def protection_folder(out: Path, method: str, seed: int) -> Path:
-    return out / "protections" / f"{method}-{seed}"
-
-
-def adapters_folder(out: Path, key: str) -> Path:
-    """Where the adapters of a training are, one a milestone, if another method scales them."""
-    return out / "adapters" / key
-
-
-def statistics_file(c: Comparison, out: Path, method: str, seed: int) -> Path:
-    """The statistics of everything that is to be kept, as the weights that a method is taught on see it."""
-    return out / "statistics" / f"{c.base(method)}-{seed}" / STATISTICS
-
-
-def probe_folder(c: Comparison, out: Path, method: str, seed: int) -> Path | None:
-    """The expert of its own that a method's rule looks at, if it does."""
-    if c.methods[method].probe is None or c.methods[method].rule not in SCALE_RULES:
-        return None
-    return out / "experts" / f"probe-{_hash(*c.probed(method))[:12]}-{seed}"
-
-
-def prepare_expert(c: Comparison, out: Path, seed: int) -> None:
-    """Train the expert of a seed."""
-    with quiet(out / "logs" / f"expert-{seed}.txt"):
-        stages.train_expert(base_of(c), c.expert, expert_folder(out, seed), c.keep_skills[0], seed)
-
-
-def prepare_probe(c: Comparison, out: Path, method: str, seed: int) -> None:
-    """Train the expert that only a method's rule looks at."""
-    folder, (skill, settings) = probe_folder(c, out, method, seed), c.probed(method)
-    assert folder is not None
-    with quiet(out / "logs" / f"{folder.name}.txt"):
-        stages.train_expert(base_of(c), settings, folder, skill, seed)
-
-
-def prepare_statistics(c: Comparison, out: Path, base: str, seed: int) -> None:
-    """Collect the statistics of everything that is to be kept, on the weights `base` (expert or original)."""
-    folder, expert = out / "statistics" / f"{base}-{seed}", expert_folder(out, seed)
-    with quiet(out / "logs" / f"statistics-{base}-{seed}.txt"):
-        stages.protect(base_of(c), NONE, folder, expert, sources_of(c), c.facts, seed, base)
-
-
-def prepare_protection(c: Comparison, out: Path, method: str, seed: int) -> None:
-    """Find what a method protects.
-
-    The rule looks at the expert that the facts are taught on, unless the method brings a probe of its own. A probe's
-    scales, or shuffled ones, are only looked at by the rule: no model is made of them, so no statistics are collected.
-    """
-    own, base = c.methods[method], base_of(c)
-    assert own.protect is not None
-    folder, expert = protection_folder(out, method, seed), expert_folder(out, seed)
-    train_on = (own.probe.base if own.probe else None) or c.base(method)
-    with quiet(out / "logs" / f"protection-{method}-{seed}.txt"):
-        if own.shuffle:
-            shuffled = expert.with_name(f"shuffled-{seed}")
-            shuffle_scales(Expert.load(expert), seed).save(shuffled)
-            stages.protect(base, own.protect, folder, shuffled, seed=seed, train_on=train_on)
-        elif probe := probe_folder(c, out, method, seed):
-            stages.protect(base, own.protect, folder, probe, seed=seed, train_on=train_on)
-        else:
-            sources = sources_of(c).weighed(own.protect.keep)
-            if own.probe:
-                sources = replace(sources, skills=(c.probed(method)[0],))
-            stages.protect(base, own.protect, folder, expert, sources, c.facts, seed, train_on)
-
-
-def shuffle_scales(expert: Expert, seed: int) -> Expert:
-    """The same scales on other components, in every matrix: how far the expert moved things, but not which."""
-    generator = torch.Generator().manual_seed(seed)
-    scales = {name: z[torch.randperm(len(z), generator=generator)] for name, z in expert.scales.items()}
-    return replace(expert, scales=scales, record={**expert.record, "shuffled": seed, "inputs": None})
-
-
-# --- cells ----------------------------------------------------------------------------------------
-
-
 class Bench:
-    """What a cell works with: the model (turned into the expert where the facts are taught on it), what it is asked,
+    """What a cell works with: the model that the facts are taught on (the expert or the original), what it is asked,
     and what its update is measured against."""
 
-    def __init__(self, c: Comparison, out: Path, seed: int, load: int | None = None, base: str = "expert") -> None:
-        self.c, self.seed = c, seed
+    def __init__(self, c: Comparison, out: Path, seed: int, base: str, load: int | None = None) -> None:
+        self.c, self.seed, self._statistics = c, seed, statistics_folder(out, base, seed)
         self.facts = read_facts(c.facts)[:load] if load else []
         skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
         known = read_facts(c.known_facts) if c.known_facts else []
@@ -225,18 +82,20 @@ class Bench:
         self.validation = {s.name: (s, s.problems("validation", c.validation, seed)) for s in kept}
         self.model: PreTrainedModel
         self.tokenizer: PreTrainedTokenizerBase
-        self.model, self.tokenizer = base_of(c).load()
-        self.expert = Expert.load(expert_folder(out, seed))
-        self.modules = self.expert.targets(self.model, c.model)
-        if load and base == "expert":
-            self.expert.apply(self.model, c.model)
-        self.weights = {name: weight(module).clone() for name, module in self.modules.items()}
+        self.model, self.tokenizer = load_model(taught_model(c, out, base, seed), c.dtype, c.device)
+        self.weights = {name: weight(module).clone() for name, module in find_targets(self.model, c.targets).items()}
 
-    def kept(self, weights: KeepSettings) -> list[Kept]:
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of everything that is to be kept, as this model sees it."""
+        return ProtectedSubspaces.load(self._statistics).statistics
+
+    def kept(self, settings: KeepSettings) -> list[tuple[float, Kept]]:
         """What a method may be shown, by its weights."""
-        keep = sources_of(self.c).weighed(weights).load(weights)
+        shown = ProtectSettings(rule="none", keep=settings)  # type: ignore[call-arg]
+        keep = stages.load_keep(stages.for_rule(plan_of(self.c, self.seed, protect=shown)), settings.examples)
         assert keep is not None  # keep_skills is never empty
-        return keep.tokenised(self.model, self.tokenizer)
+        return weighed(keep.tokenised(self.model, self.tokenizer), settings.weights)
 
     def ask(self, model: Any) -> dict[str, Any]:
         """What a model can do now: test skills, facts, paraphrases, known facts, and the validation skills."""
@@ -253,40 +112,36 @@ class Bench:
             },
         }
 
-    def update(
-        self,
-        model: Any,
-        statistics: Mapping[str, InputStatistics],
-        protection: ProtectedSubspaces | None = None,
-    ) -> dict[str, float | None]:
+    def update(self, model: Any, protection: ProtectedSubspaces | None = None) -> dict[str, float | None]:
         """Norm, relative norm, mean drift and largest leak of a model's update, as in `updates.py`."""
-        squares, drifts, leaks = [], [], []
+        skills, squares, drifts, leaks = self.statistics.skills(), [], [], []
         for name, W in self.weights.items():
             delta = live_delta(model, name, W)
             squares.append(float(delta.norm()) ** 2)
-            if name in statistics:
-                drifts.append(statistics[name].drift(delta, W))
+            drifts.append(skills[name].drift(delta, W))
             if protection is not None and protection.hard:
-                leaks.append(protection[name].leak(delta))
+                leaks.append(protection[name].to(delta.device).leak(delta))
         size = sum(float(W.norm()) ** 2 for W in self.weights.values()) ** 0.5
         norm = sum(squares) ** 0.5
         return {
             "norm": norm,
             "relative_norm": norm / size,
-            "drift": fmean(drifts) if drifts else None,
+            "drift": fmean(drifts),
             "leak": max(leaks) if leaks else None,
         }
 
 
 def run_reference(c: Comparison, out: Path, key: str, seed: int) -> str:
     """Measure the base and the expert of a seed on the problems of that seed."""
+
+    def asked(base: str) -> dict[str, Any]:
+        bench = Bench(c, out, seed, base)
+        return bench.ask(bench.model)
+
     with quiet(out / "logs" / f"{key}.txt"):
-        bench = Bench(c, out, seed)
-        found: dict[str, Any] = {"kind": "reference", "seed": seed, "base": bench.ask(bench.model)}
-        bench.expert.apply(bench.model, c.model)
-        found["expert"] = bench.ask(bench.model)
+        found = {"kind": "reference", "seed": seed, "base": asked("original"), "expert": asked("expert")}
         write_cell(out, key, found)
-    return ", ".join(f"{name} {share:.0%}" for name, share in found["expert"]["skills"].items())
+    return _told(found["expert"]["skills"])  # type: ignore[index]
 
 
 def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
@@ -295,154 +150,142 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
     A rate at which training diverges is a result: the cell says so in `failed`. What was measured before an
     interruption is kept in `work/KEY/` beside the checkpoints, so the cell continues where it was.
     """
-    work = out / "work" / key
-    started = time.monotonic()
+    work, started = out / "work" / key, time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
         reset_peak_memory()
-        stored = work / "moments.json"
-        moments: dict[str, Any] = read_json(stored) if stored.exists() else {}
-        adapters = adapters_folder(out, key) if c.is_source(cell.method) else None
-        if adapters and not all((adapters / m).exists() for m in moments):  # begun when nothing was to be stored
-            shutil.rmtree(work)
-            moments = {}
-        resumed = (work / "checkpoints").exists()
-        method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
-        bench = Bench(c, out, cell.seed, cell.load, c.base(cell.method))
-        kinds = from_tensors(load_tensors(statistics_file(c, out, cell.method, cell.seed)))
-        statistics = kinds["skills"]
-        folder = protection_folder(out, cell.method, cell.seed)
-        protected = ProtectedSubspaces.load(folder) if method.rule != "none" else None
-        kept = bench.kept(settings.keep) if settings.rehearses or method.tuner == "corda" else []
-        measuring, training_started = 0.0, clock()
-
-        def moment(model: Any, epoch: float) -> dict[str, Any]:
-            nonlocal measuring
-            before = clock()
-            seconds = None if resumed else round(before - training_started - measuring, 2)
-            found = {"epoch": epoch, "seconds": seconds, **bench.update(model, statistics, protected)}
-            found |= bench.ask(model)
-            measuring += clock() - before
-            return found
-
-        def on_recall(model: Any, recall: float, epoch: int) -> None:
-            passed = [m for m in map(mark, c.milestones) if recall >= float(m) and m not in moments]
-            if passed:
-                moments.update(dict.fromkeys(passed, moment(model, epoch)))
-                for m in passed if adapters else []:
-                    model.save_pretrained(str(adapters_folder(out, key) / m), safe_serialization=True)
-                write_json(stored, moments)
-
-        for folder in filter(None, (work, adapters)):
-            folder.mkdir(parents=True, exist_ok=True)
-        names = list(bench.modules)
-        result: dict[str, Any] = {"kind": "training", "failed": None, "final": None, "saved_bytes": None}
-        try:
-            adapted, record = inject(
-                *(bench.model, bench.tokenizer, bench.facts, settings, work, protected, names, cell.seed, cell.method),
-                on_recall=on_recall,
-                tuner=method.tuner,
-                kept=kept,
-                statistics=kinds,
-            )
-        except DivergedError as error:
-            result["failed"] = str(error)
-        else:
-            done = moments.get(mark(c.milestones[-1]))
-            adapted.save_pretrained(str(work / "adapter"), safe_serialization=True)
-            files = (work / "adapter").rglob("*.safetensors")
-            result |= {
-                "final": done or moment(adapted, record["epochs"]),
-                "steps": record["steps"],
-                "saved_bytes": sum(file.stat().st_size for file in files),
-            }
-        curve = [(row["epoch"], row["recall"]) for row in read_metrics(work / "metrics.jsonl") if "recall" in row]
+        bench = Bench(c, out, cell.seed, c.base(cell.method), cell.load)
+        ruled = c.methods[cell.method].rule != "none"
+        protected = ProtectedSubspaces.load(protection_folder(out, cell.method, cell.seed)) if ruled else None
+        moments = Moments(bench, protected, work, adapters_folder(out, key) if c.is_source(cell.method) else None)
+        result = {"kind": "training", **_train(moments, cell)}
+        rows = read_metrics(work / "metrics.jsonl")
         result |= {
-            **{"moments": moments, "curve": curve, "resumed": resumed},
-            "coverage": _coverage(statistics, protected),
+            "moments": moments.found,
+            "curve": [(row["epoch"], row["recall"]) for row in rows if "recall" in row],
+            "resumed": moments.resumed,
+            "coverage": _coverage(bench.statistics, protected),
             "peak_memory": peak_memory(),
             "seconds": round(time.monotonic() - started, 2),
         }
         write_cell(out, key, result)
     shutil.rmtree(work)
     last = result["final"]
-    if last is None:
-        return "diverged"
-    skills = ", ".join(f"{name} {share:.0%}" for name, share in last["skills"].items())
-    return f"recall {last['recall']:.0%}, {skills}, {result['seconds']:.0f} s"
+    return f"recall {last['recall']:.0%}, {_told(last['skills'])}, {result['seconds']:.0f} s" if last else "diverged"
+
+
+@dataclass
+class Moments:
+    """What a model in training can do when its recall first passes each milestone, written as soon as it is measured.
+
+    Args:
+        protected: what the method may not touch.
+        work: the folder of the training.
+        adapters: where the adapter of each moment is stored too, if anywhere.
+    """
+
+    bench: Bench
+    protected: ProtectedSubspaces | None
+    work: Path
+    adapters: Path | None
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._file = self.work / "moments.json"
+        self.found = read_json(self._file) if self._file.exists() else {}
+        if self.adapters and not all((self.adapters / m).exists() for m in self.found):
+            shutil.rmtree(self.work)  # it was begun when nothing was to be stored
+            self.found = {}
+        self.resumed = (self.work / "checkpoints").exists()
+        for folder in filter(None, (self.work, self.adapters)):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._measuring, self._started = 0.0, clock()
+
+    def measured(self, model: Any, epoch: float) -> dict[str, Any]:
+        """What a model can do now, and the seconds of training that it took (unknown to a resumed one)."""
+        before = clock()
+        seconds = None if self.resumed else round(before - self._started - self._measuring, 2)
+        found = {
+            "epoch": epoch,
+            "seconds": seconds,
+            **self.bench.update(model, self.protected),
+            **self.bench.ask(model),
+        }
+        self._measuring += clock() - before
+        return found
+
+    def on_recall(self, model: Any, recall: float, epoch: int) -> None:
+        """At a recall check: measure, where a milestone is passed that was not before."""
+        milestones = map(mark, self.bench.c.milestones)
+        passed = [m for m in milestones if recall >= float(m) and m not in self.found]
+        if not passed:
+            return
+        self.found.update(dict.fromkeys(passed, self.measured(model, epoch)))
+        for m in passed if self.adapters else []:
+            model.save_pretrained(str(self.adapters / m), safe_serialization=True)  # type: ignore[operator]
+        write_json(self._file, self.found)
+
+
+def _train(moments: Moments, cell: Cell) -> dict[str, Any]:
+    """Train a cell, in `moments.work`: what came of it in the end, or in `failed` why nothing did."""
+    bench, work = moments.bench, moments.work
+    method, settings = bench.c.methods[cell.method], bench.c.training(cell.method, cell.learning_rate)
+    rows = bench.kept(settings.keep) if settings.rehearses or method.tuner == "corda" else []
+    beside = Beside(
+        arm=cell.method,
+        targets=list(bench.weights),
+        statistics=bench.statistics,
+        rows=rows,
+        on_recall=moments.on_recall,
+        adapt=adapt(method.tuner, [example for _, thing in rows for example in thing.examples]),
+    )
+    try:
+        adapted, record = inject(
+            bench.model, bench.tokenizer, bench.facts, settings, work, moments.protected, beside, cell.seed
+        )
+    except DivergedError as error:
+        return {"failed": str(error), "final": None, "saved_bytes": None}
+    adapted.save_pretrained(str(work / "adapter"), safe_serialization=True)
+    return {
+        "failed": None,
+        "final": moments.found.get(mark(bench.c.milestones[-1])) or moments.measured(adapted, record["epochs"]),
+        "steps": record["steps"],
+        "saved_bytes": sum(file.stat().st_size for file in (work / "adapter").rglob("*.safetensors")),
+    }
 
 
 def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norms: Mapping[str, float]) -> str:
     """Scale the adapters of the cell `source` to the norms by milestone (B times a factor), and measure them."""
     started = time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
-        bench = Bench(c, out, cell.seed, cell.load, c.base(cell.method))
-        statistics = from_tensors(load_tensors(statistics_file(c, out, cell.method, cell.seed)))["skills"]
-        moments: dict[str, Any] = {}
-        for m, norm in norms.items():
-            adapted = PeftModel.from_pretrained(bench.model, str(adapters_folder(out, source) / m)).eval()
-            own = bench.update(adapted, {})["norm"] or 0.0
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    parameter.data *= norm / own
-            moments[m] = {"epoch": None, "seconds": None, "factor": norm / own, **bench.update(adapted, statistics)}
-            moments[m] |= bench.ask(adapted)
-            adapted.unload()
+        bench = Bench(c, out, cell.seed, c.base(cell.method), cell.load)
+        moments = {m: _scaled(bench, adapters_folder(out, source) / m, norm) for m, norm in norms.items()}
         result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}
-        result |= {"seconds": round(time.monotonic() - started, 2), "coverage": {"skill": 0.0, "facts": 0.0}}
+        result |= {"seconds": round(time.monotonic() - started, 2), "coverage": _coverage(bench.statistics, None)}
         write_cell(out, key, result)
     return ", ".join(f"x {moment['factor']:.2f}: recall {moment['recall']:.0%}" for moment in moments.values())
 
 
-def mark(milestone: float) -> str:
-    """A milestone as a key of JSON: 0.95 -> "0.95"."""
-    return f"{milestone:g}"
+def _scaled(bench: Bench, adapter: Path, norm: float) -> dict[str, Any]:
+    """What an adapter can do when B is multiplied so that its update has this norm."""
+    adapted = PeftModel.from_pretrained(bench.model, str(adapter)).eval()
+    factor = norm / (bench.update(adapted)["norm"] or 0.0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= factor
+    found = {"epoch": None, "seconds": None, "factor": factor, **bench.update(adapted), **bench.ask(adapted)}
+    adapted.unload()
+    return found
 
 
-def _coverage(statistics: Mapping[str, InputStatistics], protected: ProtectedSubspaces | None) -> dict[str, Any]:
+def _coverage(statistics: Statistics, protected: ProtectedSubspaces | None) -> dict[str, Any]:
     """The share of the skill's and of the facts' input energy that is protected, mean over the matrices."""
     if protected is None:
         return {"skill": 0.0, "facts": 0.0}
-    found = [own.coverage(protected[name].input) for name, own in statistics.items()]
+    skills = statistics.skills()
+    found = [1 - own.scale * (1 - skills[name].coverage(own.input)) for name, own in protected.items()]
     return {"skill": fmean(found), "facts": protected.record["coverage"]["facts"]}
 
 
-# --- the process of a cell ------------------------------------------------------------------------
-
-
-@contextmanager
-def quiet(log: Path) -> Iterator[None]:
-    """Send what the block writes to standard error (bars of several processes at once) to a file, which is removed
-    when the block ends well; with one thread, so that the numbers do not depend on how many work beside it."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-    log.unlink()
-
-
-def clock() -> float:
-    """Seconds, for the cost of a training: CPU time, in which neighbours do not count; on a GPU the time of day."""
-    return time.monotonic() if torch.cuda.is_available() else time.process_time()
-
-
-def reset_peak_memory() -> None:
-    """Start counting anew, where the system lets us (Linux, CUDA)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, otherwise of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _told(skills: Mapping[str, float]) -> str:
+    """chain 93%, minmax 88%"""
+    return ", ".join(f"{name} {share:.0%}" for name, share in skills.items())

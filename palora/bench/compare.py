@@ -9,41 +9,29 @@ measured on test problems. Stopped anywhere and started again with the same comm
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from palora.bench.cells import (
-    Cell,
-    base_of,
-    cell_file,
-    is_done,
-    prepare_expert,
-    prepare_probe,
-    prepare_protection,
-    prepare_statistics,
-    probe_folder,
-    reference_key,
-    run_reference,
-    run_scaled,
-    run_training,
-    scaled_key,
-    shared_inputs,
-    training_key,
-)
+from palora.bench.cells import cell_file, is_done, run_reference, run_scaled, run_training
 from palora.bench.compare_report import write_pages
 from palora.bench.comparison import Comparison
+from palora.bench.keys import Cell, reference_key, scaled_key, shared_inputs, training_key
+from palora.bench.prepared import prepare_expert, prepare_probe, prepare_protection, prepare_statistics, probe_folder
 from palora.bench.summary import choose_rates, summarise
 from palora.bench.workers import Job, Workers
 from palora.common.errors import InputError
-from palora.common.files import atomic_write_text, check_replaceable, check_writable, read_json, write_json
+from palora.common.files import atomic_write_text, read_json, write_json
+from palora.common.folders import check_replaceable, check_writable
 from palora.common.versions import versions
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
+from palora.language.models import check_source
+from palora.training.protection import check_protection
 
 log = logging.getLogger("palora")
 
@@ -61,52 +49,16 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
     out = Path(out)
     check(c, out)
     atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
-    shared = shared_inputs(c)
-    references = {seed: reference_key(c, shared, seed) for seed in c.seeds}
-    keys = {cell: training_key(c, shared, cell) for cell in plan(c)}
-
-    def undone(cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if not is_done(c, out, cell, keys[cell])]
-
-    def found(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-        return [_run(out, cell, keys[cell]) for cell in cells]
-
-    sweep = [cell for cell in keys if cell.seed in c.swept or len(c.methods[cell.method].learning_rates) == 1]
-    after = len({(cell.method, cell.load) for cell in keys if cell not in sweep}) * (len(c.seeds) - len(c.swept))
-    log.info("%d of %d cells are done", len(keys) - len(undone([*keys])), len(sweep) + after)
-
     with Workers(workers) as crew:
-
-        def train(cells: Sequence[Cell], unmeasured: Sequence[int] = ()) -> None:
-            """What the cells need that is not there, then the cells."""
-            missing = undone(cells)
-            seeds = sorted({*unmeasured, *(cell.seed for cell in missing)})
-            crew.run([Job(f"expert, seed {s}", prepare_expert, (c, out, s)) for s in seeds])
-            probes = {
-                folder: (cell.method, cell.seed)
-                for cell in missing
-                if (folder := probe_folder(c, out, cell.method, cell.seed))
-            }
-            crew.run([Job(f"probe of {m}, seed {s}", prepare_probe, (c, out, m, s)) for m, s in probes.values()])
-            bases = sorted({(c.base(cell.method), cell.seed) for cell in missing})
-            crew.run([Job(f"statistics, seed {s}", prepare_statistics, (c, out, base, s)) for base, s in bases])
-            ruled = sorted({(cell.method, cell.seed) for cell in missing if c.methods[cell.method].rule != "none"})
-            crew.run([Job(f"protection {m}, seed {s}", prepare_protection, (c, out, m, s)) for m, s in ruled])
-            jobs = [Job(f"base and expert, seed {s}", run_reference, (c, out, references[s], s)) for s in unmeasured]
-            crew.run([*(Job(str(cell), run_training, (c, out, keys[cell], cell)) for cell in missing), *jobs])
-
-        train(sweep, [seed for seed in c.seeds if not cell_file(out, references[seed]).exists()])
-        measured = [read_json(cell_file(out, key)) for key in references.values()]
-        chosen = choose_rates(c, found(sweep), measured)
-        rest = [
-            cell for cell in keys if cell not in sweep and cell.learning_rate == chosen[str(cell.load)][cell.method]
-        ]
-        train(rest)
-        runs = found([*sweep, *rest])
-        scaled = plan_scaled(c, runs, chosen)
-        missing = [s for s in scaled if not cell_file(out, s.key).exists()]
-        crew.run([Job(f"{s.cell}, scaled", run_scaled, (c, out, s.key, s.cell, s.source, s.norms)) for s in missing])
-    runs += [_run(out, s.cell, s.key) for s in scaled]
+        grid = Grid(c, out, crew)
+        sweep, later = grid.sweep()
+        grid.train(sweep, [seed for seed in c.seeds if not cell_file(out, grid.references[seed]).exists()])
+        measured = [read_json(cell_file(out, key)) for key in grid.references.values()]
+        chosen = choose_rates(c, grid.found(sweep), measured)
+        rest = [cell for cell in later if cell.learning_rate == chosen[str(cell.load)][cell.method]]
+        grid.train(rest)
+        runs = grid.found([*sweep, *rest])
+        runs += grid.scale(plan_scaled(c, runs, chosen))
     result = summarise(c, runs, measured, chosen)
     machines = " and ".join(sorted({cell["machine"] for cell in (*runs, *measured)}))
     result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": machines}
@@ -152,26 +104,81 @@ def plan_scaled(c: Comparison, runs: Sequence[dict[str, Any]], chosen: dict[str,
     return found
 
 
+class Grid:
+    """The cells of a comparison in its folder, and the crew that works on them: what is done is not done again."""
+
+    def __init__(self, c: Comparison, out: Path, crew: Workers) -> None:
+        self.c, self.out, self.crew = c, out, crew
+        shared = shared_inputs(c)
+        self.references = {seed: reference_key(shared, seed) for seed in c.seeds}
+        self.keys = {cell: training_key(c, shared, cell) for cell in plan(c)}
+
+    def sweep(self) -> tuple[list[Cell], list[Cell]]:
+        """The cells that are trained in any case, and those of which only the chosen rates will be."""
+        c = self.c
+        first = [cell for cell in self.keys if cell.seed in c.swept or len(c.methods[cell.method].learning_rates) == 1]
+        later = [cell for cell in self.keys if cell not in first]
+        chosen = len({(cell.method, cell.load) for cell in later}) * (len(c.seeds) - len(c.swept))
+        done = len(self.keys) - len(self._undone([*self.keys]))
+        log.info("%d of %d cells are done", done, len(first) + chosen)
+        return first, later
+
+    def train(self, cells: Sequence[Cell], unmeasured: Sequence[int] = ()) -> None:
+        """What the cells need that is not there, then the cells.
+
+        Args:
+            unmeasured: the seeds whose base and expert are to be measured.
+        """
+        missing = self._undone(cells)
+        self._prepare(missing, sorted({*unmeasured, *(cell.seed for cell in missing)}))
+        jobs = [self._job(str(cell), run_training, self.keys[cell], cell) for cell in missing]
+        references = [self._job(f"base and expert, seed {s}", run_reference, self.references[s], s) for s in unmeasured]
+        self.crew.run([*jobs, *references])
+
+    def _prepare(self, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+        """Experts, probes, statistics and protections of the cells: each kind needs those before it."""
+        c, out = self.c, self.out
+        self.crew.run([self._job(f"expert, seed {s}", prepare_expert, s) for s in seeds])
+        probes = {probe_folder(c, out, cell.method, cell.seed): (cell.method, cell.seed) for cell in cells}
+        probes.pop(None, None)
+        self.crew.run([self._job(f"probe of {m}, seed {s}", prepare_probe, m, s) for m, s in probes.values()])
+        bases = sorted({(c.base(cell.method), cell.seed) for cell in cells})
+        self.crew.run([self._job(f"statistics, seed {s}", prepare_statistics, base, s) for base, s in bases])
+        ruled = sorted({(cell.method, cell.seed) for cell in cells if c.methods[cell.method].rule != "none"})
+        self.crew.run([self._job(f"protection {m}, seed {s}", prepare_protection, m, s) for m, s in ruled])
+
+    def scale(self, cells: Sequence[ScaledCell]) -> list[dict[str, Any]]:
+        """The scaled cells, and what came of them."""
+        missing = [s for s in cells if not cell_file(self.out, s.key).exists()]
+        self.crew.run([self._job(f"{s.cell}, scaled", run_scaled, s.key, s.cell, s.source, s.norms) for s in missing])
+        return [self._run(s.cell, s.key) for s in cells]
+
+    def found(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """What came of the cells."""
+        return [self._run(cell, self.keys[cell]) for cell in cells]
+
+    def _undone(self, cells: Sequence[Cell]) -> list[Cell]:
+        return [cell for cell in cells if not is_done(self.c, self.out, cell, self.keys[cell])]
+
+    def _run(self, cell: Cell, key: str) -> dict[str, Any]:
+        return {**vars(cell), "key": key, **read_json(cell_file(self.out, key), "moments")}
+
+    def _job(self, label: str, work: Callable[..., str | None], *arguments: Any) -> Job:
+        return Job(label, work, (self.c, self.out, *arguments))
+
+
 def check(c: Comparison, out: Path) -> None:
     """What can be told before any work is done. Raises InputError."""
     check_replaceable(out, "comparison.yaml")
     check_writable(out)
-    base_of(c).check()
+    check_source(c.model, c.dtype, c.device)
     for name, method in c.methods.items():
         if method.protect:
             try:
-                stages.check_protection(method.protect)
+                check_protection(method.protect)
             except InputError as error:
                 raise InputError(f"methods.{name}.protect: {error}") from None
-    facts = len(read_facts(c.facts))
-    if facts < max(c.loads):
-        raise InputError(f"{c.facts} holds {facts} facts, and a load is {max(c.loads)}; lower it, or give more facts")
-    known = read_facts(c.known_facts) if c.known_facts else []
-    kept = read_facts(c.kept_facts) if c.kept_facts else []
-    if shared_facts := {fact.question for fact in known} & {fact.question for fact in kept}:
-        raise InputError(
-            f"{c.kept_facts} and {c.known_facts} share {sorted(shared_facts)[0]!r}: a kept fact proves nothing"
-        )
+    _check_facts(c)
     for file in filter(None, (c.text, c.prompts)):
         stages.read_lines(file)
     for skill in stages.get_skills(c.skills):
@@ -182,5 +189,11 @@ def check(c: Comparison, out: Path) -> None:
             skill.problems(split, 1, c.seeds[0])
 
 
-def _run(out: Path, cell: Cell, key: str) -> dict[str, Any]:
-    return {**vars(cell), "key": key, **read_json(cell_file(out, key), "moments")}
+def _check_facts(c: Comparison) -> None:
+    facts = len(read_facts(c.facts))
+    if facts < max(c.loads):
+        raise InputError(f"{c.facts} holds {facts} facts, and a load is {max(c.loads)}; lower it, or give more facts")
+    known = read_facts(c.known_facts) if c.known_facts else []
+    kept = read_facts(c.kept_facts) if c.kept_facts else []
+    if both := {fact.question for fact in known} & {fact.question for fact in kept}:
+        raise InputError(f"{c.kept_facts} and {c.known_facts} share {sorted(both)[0]!r}: a kept fact proves nothing")

@@ -4,19 +4,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palora.bench.cells import mark
+from palora.bench import tradeoff_plots
+from palora.bench.comparison import mark
 from palora.common.files import atomic_write_bytes, atomic_write_text
 from palora.results.pages import page
-from palora.results.plots import tradeoff
 from palora.results.plots.figure import to_html, to_png
 from palora.results.plots.style import arm_styles
 from palora.results.plots.tradeoff import Point
-from palora.results.table import markdown_table, number, percent
+from palora.results.table import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # --- tables ---------------------------------------------------------------------------------------
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, all columns but the first to the right."""
+    ruler = "|---|" + "---:|" * (len(heads) - 1)
+    return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
@@ -178,7 +184,7 @@ def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:
 def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Figure":
     """The picture of what is kept, a point a method (`kept_points`)."""
     c = result["comparison"]
-    return tradeoff.kept(
+    return tradeoff_plots.kept(
         points,
         arm_styles(c["methods"]),
         xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
@@ -208,7 +214,7 @@ def render(result: Mapping[str, Any], name: str) -> str:
                 for method in c["methods"]
                 if not c["methods"][method]["scaled"]
             }
-            figure = tradeoff.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
+            figure = tradeoff_plots.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
             title = f"{load} facts: learned, and {shown} kept"
             pictures.append((title, to_html(figure, f"{title}, by method")))
     for x, title in (
@@ -223,7 +229,7 @@ def render(result: Mapping[str, Any], name: str) -> str:
                 kept = moment["retention"][skill]["vs_expert"]
                 if value is not None and kept is not None:
                     clouds.setdefault(run["method"], []).append((value, kept))
-        figure = tradeoff.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
+        figure = tradeoff_plots.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
         key = "drift" if x == "drift" else "coverage of the skill"
         rank = number(result["predictors"][key]["spearman"])
         heading = f"Every run at {c['choose_at']:.0%} recall: {title} (rank correlation {rank})"

@@ -9,40 +9,41 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from palora.algebra.rules import EXPERT_RULES, KEEP_RULES
+from palora.algebra.rules import EXPERT_RULES, INPUT_RULES
 from palora.bench.tuners import check_terms
 from palora.common.errors import InputError
-from palora.common.settings import EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings
-from palora.front.recipe import ARM_NAME, describe, merged, read_values
+from palora.common.settings import PLAIN, EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings, Settings
+from palora.front.recipe import ARM_NAME, beside, describe, merged, read_values
 
-SCALE_RULES = EXPERT_RULES - KEEP_RULES  # those that look at an expert's scales and nothing else
-INPUT_RULES = KEEP_RULES - EXPERT_RULES
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+# Nothing stands in the loss of a method unless it says so, and training stops at the last milestone.
+UNSTATED = {**PLAIN, "stop_at_recall": None}
 
 
-class Scaled(_Strict):
+def mark(milestone: float) -> str:
+    """A milestone as a key of JSON: 0.95 -> "0.95"."""
+    return f"{milestone:g}"
+
+
+class Scaled(Settings):
     """Nothing is trained: the adapter of one method, scaled to the norm of another one's update."""
 
     of: str = Field(description="the LoRA method whose adapter is scaled")
     to: str = Field(description="the method whose ‖ΔW‖ it gets, at the same load, seed and milestone")
 
 
-class Probe(_Strict):
+class Probe(Settings):
     """What a method's rule looks at, where that is not the seed's expert and the skill that is kept."""
 
     skill: str | None = Field(None, description="another skill: its expert, or its inputs")
-    expert: dict[str, Any] = Field(default_factory=dict, description="changes to `expert`, for svf and svf_weighted")
+    expert: dict[str, Any] = Field(default_factory=dict, description="changes to `expert`, for svf")
     base: Literal["expert", "original"] | None = Field(
         None, description="whose inputs; by default those of the model that is taught, and others are out of date"
     )
 
 
-class Method(_Strict):
+class Method(Settings):
     """One method of the comparison."""
 
     learning_rates: list[float] = Field(default_factory=list, description="its own sweep; the best one is reported")
@@ -52,6 +53,7 @@ class Method(_Strict):
     tuner: Literal["lora", "dora", "mica", "corda", "osf", "full"] = Field(
         "lora", description="PEFT's method (tuners.py)"
     )
+    base: Literal["expert", "original"] = Field("expert", description="the weights that the facts are taught on")
     inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`, e.g. weight_decay")
     scaled: Scaled | None = Field(None, description="no training: another method's adapter, scaled")
 
@@ -59,18 +61,18 @@ class Method(_Strict):
     def _check(self) -> "Method":
         if bool(self.learning_rates) == bool(self.scaled):
             raise ValueError("give learning_rates, or scaled (which trains nothing), one of the two")
-        if self.scaled and (self.protect or self.tuner != "lora" or self.inject):
+        if self.scaled and (self.protect or self.tuner != "lora" or self.inject or self.base != "expert"):
             raise ValueError("scaled trains nothing, so it takes no other settings")
         if self.tuner != "lora" and self.rule != "none":
             raise ValueError(f"{self.tuner} cannot be put under a protection")
-        if self.shuffle and self.rule not in SCALE_RULES:
-            raise ValueError("shuffle is for the rules svf and svf_weighted, which look at the expert's scales")
+        if self.shuffle and self.rule not in EXPERT_RULES:
+            raise ValueError("shuffle is for the rule svf, which looks at the expert's scales")
         if self.probe:
-            if self.shuffle or self.rule not in SCALE_RULES | INPUT_RULES:
+            if self.shuffle or self.rule not in EXPERT_RULES | INPUT_RULES:
                 raise ValueError("probe is for rules that look at scales, or at inputs and no expert; and not shuffled")
             if self.probe.expert and self.rule in INPUT_RULES:
                 raise ValueError(f"probe.expert: the rule {self.rule} looks at no expert")
-            if self.probe.base and self.rule in SCALE_RULES:
+            if self.probe.base and self.rule in EXPERT_RULES:
                 raise ValueError(f"probe.base: the rule {self.rule} looks at no inputs")
         if {"learning_rate", "stop_at_recall"} & set(self.inject):
             raise ValueError(
@@ -84,7 +86,7 @@ class Method(_Strict):
         return self.protect.rule if self.protect else "none"
 
 
-class Comparison(_Strict):
+class Comparison(Settings):
     """A whole comparison."""
 
     model: str = Field(description="a folder or a hub name")
@@ -110,7 +112,7 @@ class Comparison(_Strict):
     validation: int = Field(200, ge=1, description="validation problems a kept skill, for that choice")
     reference: str = Field("lora", description="the method that every other one is tested against")
     expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
-    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
+    inject: InjectSettings = Field(description="of every method; nothing in the loss but the facts, unless stated")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
     methods: dict[str, Method] = Field(min_length=1)
 
@@ -131,6 +133,13 @@ class Comparison(_Strict):
             raise ValueError(f"only: there is no method {missing[0]}; there are {', '.join(methods)}")
         return {**values, "methods": {name: methods[name] for name in names}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unstated(cls, values: Any) -> Any:
+        """The defaults of `inject` are those of a comparison."""
+        stated = values.get("inject", {}) if isinstance(values, dict) else None
+        return {**values, "inject": UNSTATED | stated} if isinstance(stated, dict) else values
+
     @field_validator("milestones")
     @classmethod
     def _ascending(cls, values: list[float]) -> list[float]:
@@ -150,30 +159,42 @@ class Comparison(_Strict):
             raise ValueError("sweep_seeds: some of the seeds")
         if self.inject.stop_at_recall is not None:
             raise ValueError("inject.stop_at_recall: training stops at the last milestone; leave it out")
-        trained = [name for name, method in self.methods.items() if not method.scaled]
-        if self.reference not in trained:
-            raise ValueError(f"reference: {self.reference} is no trained method; there are {', '.join(trained)}")
-        for name, method in self.methods.items():
-            if not re.fullmatch(ARM_NAME, name):
-                raise ValueError(f"methods: {name!r} is no name; use letters, digits, - and _")
-            if method.scaled and not {method.scaled.of, method.scaled.to} <= set(trained):
-                raise ValueError(f"methods.{name}: scaled needs two trained methods; there are {', '.join(trained)}")
-            if method.scaled and self.methods[method.scaled.of].tuner != "lora":
-                raise ValueError(f"methods.{name}: only an update of LoRA is linear in B, so that it can be scaled")
-            for rate in method.learning_rates:
-                try:
-                    check_terms(method.tuner, self.training(name, rate))
-                except ValidationError as error:
-                    raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
-                except InputError as error:
-                    raise ValueError(f"methods.{name}: {error}") from None
-            try:
-                self.probed(name)
-            except ValidationError as error:
-                raise ValueError(f"methods.{name}.probe.expert: {describe(error)}") from None
-            if method.inject.get("lose_at_most") is not None or self.inject.lose_at_most is not None:
-                raise ValueError("lose_at_most: a comparison stops at recalls, not at an allowance; leave it out")
+        if self.reference not in self._trained:
+            raise ValueError(f"reference: {self.reference} is no trained method; there are {self._listed}")
+        for name in self.methods:
+            self._check_method(name)
         return self
+
+    def _check_method(self, name: str) -> None:
+        """Raise ValueError where a method does not go together with itself or the others."""
+        method = self.methods[name]
+        if not re.fullmatch(ARM_NAME, name):
+            raise ValueError(f"methods: {name!r} is no name; use letters, digits, - and _")
+        if method.scaled and not {method.scaled.of, method.scaled.to} <= set(self._trained):
+            raise ValueError(f"methods.{name}: scaled needs two trained methods; there are {self._listed}")
+        if method.scaled and self.methods[method.scaled.of].tuner != "lora":
+            raise ValueError(f"methods.{name}: only an update of LoRA is linear in B, so that it can be scaled")
+        for rate in method.learning_rates:
+            try:
+                check_terms(method.tuner, self.training(name, rate))
+            except ValidationError as error:
+                raise ValueError(f"methods.{name}.inject: {describe(error)}") from None
+            except InputError as error:
+                raise ValueError(f"methods.{name}: {error}") from None
+        try:
+            self.probed(name)
+        except ValidationError as error:
+            raise ValueError(f"methods.{name}.probe.expert: {describe(error)}") from None
+        if method.inject.get("lose_at_most") is not None or self.inject.lose_at_most is not None:
+            raise ValueError("lose_at_most: a comparison stops at recalls, not at an allowance; leave it out")
+
+    @property
+    def _trained(self) -> list[str]:
+        return [name for name, method in self.methods.items() if not method.scaled]
+
+    @property
+    def _listed(self) -> str:
+        return ", ".join(self._trained)
 
     @property
     def swept(self) -> list[int]:
@@ -195,8 +216,7 @@ class Comparison(_Strict):
     def base(self, method: str) -> Literal["expert", "original"]:
         """The weights that a method is taught on."""
         own = self.methods[method]
-        trained = own.scaled.of if own.scaled else method
-        return self.training(trained, self.methods[trained].learning_rates[0]).base
+        return self.methods[own.scaled.of].base if own.scaled else own.base
 
     def is_source(self, method: str) -> bool:
         """Whether another method scales this one's adapters, so that they must be stored."""
@@ -205,7 +225,12 @@ class Comparison(_Strict):
 
 def load_comparison(path: str | Path, overrides: list[str] | None = None) -> Comparison:
     """Read a YAML comparison and apply `key=value` overrides, as `load_recipe` does. Raises InputError."""
+    values = read_values(path, overrides)
+    methods = values.get("methods")
+    for method in methods.values() if isinstance(methods, dict) else ():
+        if isinstance(method, dict) and isinstance(probe := method.get("probe"), dict):
+            beside(probe, "skill", Path(path).parent)
     try:
-        return Comparison.model_validate(read_values(path, overrides))
+        return Comparison.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error)}") from None

@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from palora.algebra.decomposition import Decomposition, decompose_targets
-from palora.algebra.statistics import collect, groups
+from palora.algebra.decomposition import Decomposition
+from palora.algebra.scales import expert_delta
+from palora.algebra.statistics import InputStatistics
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
-from palora.common.errors import InputError
+from palora.bench.settings import SpectrumSettings
 from palora.common.files import read_json, write_json
 from palora.common.module_names import split_module
 from palora.common.progress import progress_bar
 from palora.data.facts import Fact
 from palora.data.skills import Problem, Skill
+from palora.language.collect import collect, shared_inputs
 from palora.language.keep import skill_examples
 from palora.language.prompts import Example, batches, encode_example
 from palora.language.scoring import Answer, ask_facts, solve
@@ -37,7 +39,7 @@ from palora.language.targets import find_targets, is_transposed, weight
 from palora.results.evaluation import wilson
 from palora.results.updates import Adapter
 from palora.training.expert import sequence_log_probability
-from palora.training.svf import Expert, expert_delta
+from palora.training.svf import Expert, decompose_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,45 +47,6 @@ if TYPE_CHECKING:
 MARKER = "spectrum.json"
 BANDS = ("top", "middle", "bottom", "random")
 ALL = "all"  # the part that is every targeted matrix
-
-
-@dataclass(frozen=True)
-class SpectrumSettings:
-    """What is measured, and how thoroughly.
-
-    Args:
-        fractions: of the components of a matrix, the widths of the bands, each in (0, 1].
-        scale: what a band's singular values are multiplied by; 0 removes it.
-        slices: the whole spectrum is also removed slice by slice, in this many.
-        draws: how many random bands of each width.
-        problems: of the skill's test problems, and known facts, at most.
-        examples: of the texts that gradient and overlap are measured on, at most.
-        batch_size: prompts, or examples, a batch.
-        max_answer_tokens: length limit of an answer to a fact.
-    """
-
-    fractions: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)
-    scale: float = 0.0
-    slices: int = 8
-    draws: int = 3
-    problems: int = 400
-    examples: int = 512
-    batch_size: int = 64
-    max_answer_tokens: int = 32
-
-    def __post_init__(self) -> None:
-        if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
-            raise InputError("--fractions must be over 0 and at most 1, with commas: 0.05,0.1,0.25,0.5")
-        if not math.isfinite(self.scale):
-            raise InputError("--scale must be finite; 0 removes a band, 0.5 halves it")
-        for name in ("slices", "draws", "problems", "examples", "batch_size", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-
-    @property
-    def part_fraction(self) -> float:
-        """The width that single layers and kinds of matrix are measured with: the middle one of `fractions`."""
-        return sorted(self.fractions)[len(self.fractions) // 2]
 
 
 @dataclass(frozen=True)
@@ -157,11 +120,11 @@ def scale_gradient(d: Decomposition, gradient: Tensor) -> Tensor:
     return d.s * ((d.U.T @ gradient.float()) * d.Vh).sum(1)
 
 
-def overlap(d: Decomposition, covariance: Tensor) -> Tensor:
-    """o_i = v_iᵀ C v_i / tr C, (r,), for an input covariance C (n, n): the share of the inputs' energy that enters
-    through each component. They add up to 1 where W has no null space (m ≥ n)."""
-    Vh = d.Vh.to(covariance)
-    return ((Vh @ covariance) * Vh).sum(1).clamp_min(0) / covariance.trace()  # rounding can be negative
+def overlap(d: Decomposition, inputs: InputStatistics) -> Tensor:
+    """o_i = v_iᵀ C v_i / tr C, (r,), for an input covariance C ≈ G Gᵀ + ρ I: the share of the inputs' energy that
+    enters through each component. They add up to 1 where W has no null space (m ≥ n)."""
+    G = inputs.factor.to(d.Vh)
+    return ((d.Vh @ G).square().sum(1) + inputs.tail) / inputs.trace
 
 
 def removal_drift(d: Decomposition, z: Tensor, overlaps: Tensor) -> float:
@@ -263,19 +226,26 @@ def perplexity(model: "PreTrainedModel", examples: Sequence[Example], batch_size
     return math.exp(mean) if mean < 700 else math.inf
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a spectrum is looked at with besides: known facts (asked after every removal), passages of text (for their
+    perplexity), an expert's scales, and an adapter's update under its protection."""
+
+    known_facts: Sequence[Fact] = ()
+    text: Sequence[str] = ()
+    expert: Expert | None = None
+    adapter: Adapter | None = None
+    protection: ProtectedSubspaces | None = None
+
+
 @torch.no_grad()
 def measure_spectrum(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     skill: Skill,
-    settings: SpectrumSettings = SpectrumSettings(),
-    known_facts: Sequence[Fact] = (),
-    text: Sequence[str] = (),
-    expert: Expert | None = None,
-    adapter: Adapter | None = None,
-    protection: ProtectedSubspaces | None = None,
+    settings: SpectrumSettings,
+    beside: Beside,
     targets: list[str] | None = None,
-    model_name: str = "the model",
     seed: int = 0,
     work: Path | None = None,
     identity: str = "",
@@ -283,10 +253,6 @@ def measure_spectrum(
     """All five views of a skill in a model; the model comes back as it was.
 
     Args:
-        known_facts: what the model knows besides, asked after every removal.
-        text: passages for their perplexity.
-        expert: its scales, and a band of the components it moved most.
-        adapter: the update whose alignment is measured, with the dominant components and with `protection`.
         targets: endings of the targeted matrices, by default the expert's, or the MLP matrices.
         work: a folder where finished measurements are kept, so that an interrupted run continues.
         identity: of everything that is asked and of whom; measurements of another one are done again.
@@ -295,29 +261,23 @@ def measure_spectrum(
 
     Raises: InputError where model, expert and adapter do not belong together, or the skill has no right answer.
     """
-    if expert is not None and expert.basis:
-        raise InputError("the expert scales components of the skill's basis; give one of the basis weights")
-    modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
+    expert, adapter = beside.expert, beside.adapter
+    modules = expert.targets(model, "the model", targets) if expert else find_targets(model, targets)
     if adapter is not None:
         adapter.check(dict(model.named_modules()))
-    with progress_bar("Decomposing", len(modules)) as advance:
-        decompositions = decompose_targets(modules, advance)
+    decompositions = decompose_targets(model, modules)
     kept = {"skill": skill_examples(model, tokenizer, skill, settings.examples)}
-    if known_facts:
-        known = known_facts[: settings.examples]
+    if beside.known_facts:
+        known = beside.known_facts[: settings.examples]
         kept["known_facts"] = [encode_example(tokenizer, f.question, f.answer) for f in known]
-    overlaps = {kind: _overlaps(model, modules, decompositions, texts, kind) for kind, texts in kept.items()}
+    inputs = shared_inputs(model, modules)
+    overlaps = {kind: _overlaps(model, modules, inputs, decompositions, texts, kind) for kind, texts in kept.items()}
     with progress_bar("Gradient of the scales", len(kept["skill"])) as advance:
         gradients = scale_gradients(model, modules, decompositions, kept["skill"], settings.batch_size, advance)
 
     problems = skill.problems("test", settings.problems, seed)
-    texts = dict(kept)
-    if all(p.solution is not None for p in problems):
-        texts["skill"] = [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
-    if text:
-        rows = [tokenizer(passage, truncation=True, max_length=512)["input_ids"] for passage in text]
-        texts["text"] = [Example(row[:1], row[1:]) for row in rows if len(row) > 1]
-    exam = _Exam(model, tokenizer, skill, problems, known_facts, texts, settings)
+    texts = _texts(tokenizer, kept, problems, beside.text)
+    exam = _Exam(model, tokenizer, skill, problems, beside.known_facts, texts, settings)
     log = _Measured(work / "measured.json" if work else None, identity)
     bands = plan(list(modules), settings, expert is not None)
     removals = []
@@ -333,24 +293,39 @@ def measure_spectrum(
             advance(1)
     return {
         "kind": "spectrum",
-        "model": model_name,
         "skill": skill.name,
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "seed": seed,
         "base": base,
         "removals": removals,
         "matrices": {
             name: {
-                "singular_values": _rounded(decompositions[name].s),
+                "singular_values": _rounded(d.s),
                 "gradient": _rounded(gradients[name][0]),
                 "gradient_error": _rounded(gradients[name][1]),
                 "overlap": {kind: _rounded(of[name]) for kind, of in overlaps.items()},
                 "scales": _rounded(expert.scales[name]) if expert else None,
-                "alignment": _alignment(adapter, protection, name, decompositions[name], settings.fractions),
+                "alignment": _alignment(adapter, beside.protection, name, d, settings.fractions),
             }
-            for name in modules
+            for name, d in decompositions.items()
         },
     }
+
+
+def _texts(
+    tokenizer: "PreTrainedTokenizerBase",
+    kept: Mapping[str, Sequence[Example]],
+    problems: Sequence[Problem],
+    text: Sequence[str],
+) -> dict[str, Sequence[Example]]:
+    """What perplexities are measured on: the test problems where they have solutions, the known facts, the text."""
+    texts = dict(kept)
+    if all(p.solution is not None for p in problems):
+        texts["skill"] = [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
+    if text:
+        rows = [tokenizer(passage, truncation=True, max_length=512)["input_ids"] for passage in text]
+        texts["text"] = [Example(row[:1], row[1:]) for row in rows if len(row) > 1]
+    return texts
 
 
 def band_scales(
@@ -419,18 +394,14 @@ class _Measured:
 
 def _overlaps(
     model: "PreTrainedModel",
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
+    inputs: Mapping[str, str],
     decompositions: Mapping[str, Decomposition],
     examples: Sequence[Example],
     kind: str,
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    parts = groups(modules)
-    with progress_bar(f"Inputs of {kind.replace('_', ' ')}", len(examples) * len(parts)) as advance:
-        for group in parts:
-            for name, C in collect(model, group, examples, progress=advance).items():
-                found[name] = overlap(decompositions[name], C).cpu()
-    return found
+    found = collect(model, modules, inputs, examples, kind.replace("_", " "))
+    return {name: overlap(decompositions[name], found[inputs[name]]).cpu() for name in modules}
 
 
 def _alignment(

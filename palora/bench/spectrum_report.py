@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from palora.common.module_names import module_label
 from palora.results.pages import page
 from palora.results.plots import components
 from palora.results.plots.figure import Picture, to_html
+from palora.results.table import number, percent
 
 MAX_MATRICES = 12  # drawn component by component; the JSON has all of them
 
@@ -163,14 +165,32 @@ def _stems(
             module_label(name),
             to_html(
                 components.spectrum(
-                    values[name],
-                    [],
-                    ylabel=ylabel,
-                    limit=limit,
-                    singular_values=np.array(matrix["singular_values"]),
+                    values[name], [], ylabel=ylabel, limit=limit, singular_values=np.array(matrix["singular_values"])
                 ),
                 f"{ylabel} of every component, {module_label(name)}",
             ),
         )
         for name, matrix in drawn
     ]
+
+
+def spectrum_table(result: Mapping[str, Any]) -> None:
+    """Print what is left without each band of every matrix at once, and how far that moves the outputs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="What is left without a band of components, of every matrix", title_justify="left")
+    for heading in ("band", "width", result["skill"], "known facts", "perplexity", "drift"):
+        table.add_column(heading, justify="left" if heading == "band" else "right")
+    whole = [row for row in result["removals"] if row["part"] == "all" and row["kind"] != "slice"]
+    for row in ({"kind": "–", "fraction": None, "drift": None, **result["base"]}, *whole):
+        low, high = row["skill"]["ci95"]
+        table.add_row(
+            row["kind"],
+            "–" if row["fraction"] is None else f"{row['fraction']:.0%}",
+            f"{percent(row['skill']['accuracy'])} [{low:.0%}, {high:.0%}]",
+            percent(row["known_facts"]["accuracy"] if row["known_facts"] else None),
+            number(row["perplexity"]["skill"]),
+            number(row["drift"]),
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from palora.bench import significance
-from palora.bench.cells import mark
-from palora.bench.comparison import Comparison
+from palora.bench.comparison import Comparison, mark
 
 Run = dict[str, Any]
 PLAIN = ("recall", "paraphrase_recall", "locality", "norm", "relative_norm", "drift", "leak", "epoch", "seconds")

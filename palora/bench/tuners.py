@@ -24,7 +24,8 @@ from palora.common.errors import InputError
 from palora.common.settings import InjectSettings
 from palora.language.prompts import Example
 from palora.language.targets import target_endings, weight
-from palora.training.lora import PaloraConfig
+from palora.training.injection import Adapt
+from palora.training.lora import lora_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,46 +34,45 @@ Tuner = Literal["lora", "dora", "mica", "corda", "osf", "full"]
 BILINEAR = ("lora", "mica")  # ΔW = (α / r) B A, and W stays
 
 
-def tune(
-    model: "PreTrainedModel",
-    settings: InjectSettings,
-    names: list[str],
-    protection: ProtectedSubspaces | None = None,
-    tuner: Tuner = "lora",
-    kept: Sequence[Example] = (),
-) -> Any:
-    """Make a model trainable.
+def adapt(tuner: Tuner, kept: Sequence[Example] = ()) -> Adapt:
+    """How a model is made trainable by a tuner, as `inject` takes it.
 
     Args:
-        names: the paths of the targeted matrices.
-        protection: what the update may not touch; for `lora` only.
         kept: examples of what is to be kept, which `corda` looks at.
 
-    Returns: a PEFT model, or for `full` the model itself.
-
-    Raises: InputError for a protection with another tuner than lora, or `corda` without examples.
+    Raises (when called): InputError for a protection with another tuner than lora, or `corda` without examples.
     """
-    if protection is not None and tuner != "lora":
-        raise InputError(f"{tuner} cannot be put under a protection")
-    if tuner == "full":
-        return model.requires_grad_(True)
-    endings = target_endings(model, names)
-    if tuner == "osf":
-        return get_peft_model(model, OSFConfig(target_modules=endings, task_type="CAUSAL_LM"))
-    common: dict[str, Any] = {
-        "r": settings.r,
-        "lora_alpha": settings.lora_alpha,
-        "lora_dropout": settings.lora_dropout,
-        "target_modules": endings,
-        "task_type": "CAUSAL_LM",
-    }
-    if protection is not None:
-        return get_peft_model(model, PaloraConfig(**common, protection=protection))
-    if tuner == "mica":
-        return get_peft_model(model, LoraConfig(**common, init_lora_weights="mica"))
-    if tuner == "corda":
-        return _corda(model, common, kept)
-    return get_peft_model(model, LoraConfig(**common, use_dora=tuner == "dora"))
+
+    def tune(
+        model: "PreTrainedModel",
+        settings: InjectSettings,
+        names: list[str],
+        protection: ProtectedSubspaces | None = None,
+    ) -> Any:
+        if tuner == "lora":
+            return lora_model(model, settings, names, protection)
+        if protection is not None:
+            raise InputError(f"{tuner} cannot be put under a protection")
+        if tuner == "full":
+            return model.requires_grad_(True)
+        endings = target_endings(model, names)
+        if tuner == "osf":
+            return get_peft_model(model, OSFConfig(target_modules=endings, task_type="CAUSAL_LM"))
+        common: dict[str, Any] = {
+            "r": settings.r,
+            "lora_alpha": settings.lora_alpha,
+            "lora_dropout": settings.lora_dropout,
+            "target_modules": endings,
+            "task_type": "CAUSAL_LM",
+        }
+        if tuner == "mica":
+            return get_peft_model(model, LoraConfig(**common, init_lora_weights="mica"))
+        if tuner == "corda":
+            return _corda(model, common, kept)
+        return get_peft_model(model, LoraConfig(**common, use_dora=tuner == "dora"))
+
+    tune.__name__ = tuner
+    return tune
 
 
 def check_terms(tuner: Tuner, settings: InjectSettings) -> None:

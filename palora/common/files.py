@@ -1,16 +1,14 @@
 """Files, written so that an interruption never leaves half of one.
 
-A file is written beside its place and moved there in one step; a folder is built beside its place and swapped. Only
-JSON and safetensors are read: nothing is ever unpickled.
+A file is written beside its place and moved there in one step (`folders.py` does so with whole folders). Only JSON and
+safetensors are read: nothing is ever unpickled.
 """
 
-import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,25 +44,35 @@ def _refusal(error: Exception) -> str | None:
     return None
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all. Raises PaloraError on a full disk or without permission."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write in the block: it takes the place of `path` when the block ends, or is gone.
+
+    Raises: PaloraError on a full disk or without permission.
+    """
     path = Path(path)
     with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _make_ordinary(Path(name))
+            yield Path(name)
+            os.fsync(handle)
+            make_ordinary(Path(name))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        finally:
+            os.close(handle)
 
 
-def _make_ordinary(file: Path) -> None:
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` completely or not at all."""
+    with atomic_file(path) as file:
+        file.write_bytes(data)
+
+
+def make_ordinary(file: Path) -> None:
     """Give a file the permissions of an ordinary new one: mkstemp and safetensors make private ones."""
     umask = os.umask(0)
     os.umask(umask)
@@ -98,11 +106,16 @@ def read_json(path: Path, *keys: str) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, atomically."""
-    from safetensors.torch import save
+    """Write named tensors as safetensors, atomically; without a copy of those that lie whole in memory."""
+    from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    atomic_write_bytes(path, save(contiguous, metadata))
+    whole, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        whole[name] = own.clone() if own.data_ptr() in seen else own  # two names may share one
+        seen.add(own.data_ptr())
+    with atomic_file(path) as file:
+        save_file(whole, file, metadata)
 
 
 def load_tensors(path: Path) -> dict[str, "Tensor"]:
@@ -127,60 +140,3 @@ def check_tensors(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
-
-
-@contextmanager
-def new_folder(out: Path, marker: str) -> Iterator[Path]:
-    """Build a folder beside `out` and swap it in when the block ends; on any error the old folder stays as it was.
-
-    `marker` is the file that tells our folder of this kind from a stranger's: an existing folder without it is never
-    replaced. Raises InputError then, PaloraError where the disk or the permissions do not allow it.
-    """
-    out = Path(out)
-    staging, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    with clear_errors(out):
-        if old.exists() and not out.exists():  # a swap was cut in the middle
-            os.replace(old, out)
-        check_replaceable(out, marker)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    try:
-        with clear_errors(out):
-            yield staging
-            for file in filter(Path.is_file, staging.rglob("*")):
-                _make_ordinary(file)
-            shutil.rmtree(old, ignore_errors=True)
-            if out.exists():
-                os.replace(out, old)
-            os.replace(staging, out)
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if old.exists() and not out.exists():
-            with suppress(OSError):
-                os.replace(old, out)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_replaceable(out: Path, marker: str) -> None:
-    """Raise InputError where writing to `out` would destroy something that is not ours."""
-    out = Path(out)
-    if out.is_file():
-        raise InputError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).exists():
-        raise InputError(f"{out} has other files in it (no {marker}); choose a new or empty folder for --out")
-
-
-def check_writable(folder: Path) -> None:
-    """Raise InputError, before any work is done, where `folder` cannot be written into, or made where it is missing."""
-    place = Path(folder).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise InputError(f"{place} is no folder, so nothing can be written under it; choose another --out")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"no permission to write in {place}; choose another --out")
-
-
-def sha256(data: bytes) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of `data`: enough to tell inputs apart."""
-    return hashlib.sha256(data).hexdigest()[:16]

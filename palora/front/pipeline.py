@@ -1,22 +1,31 @@
 """Run a recipe: the stages in order, nothing else.
 
-    expert -> protection -> injection (lora, more arms, palora) -> evaluation -> report
+    [expert ->] protection -> injection (lora, more arms, palora) -> evaluation -> report
 
-A run directory holds `recipe.yaml`, `expert/`, `protection/`, `adapter/`, `arms/<name>/`, `metrics.jsonl`,
-`evaluation.json` and `report.html`. Run again with the same recipe, it continues where it was.
+A run directory holds `recipe.yaml`, `protection/`, `adapter/`, `arms/<name>/`, `metrics.jsonl`, `evaluation.json` and
+`report.html`, and `expert/` where the recipe asks for one. Then the facts are taught on the expert (`expert/model`),
+all trained arms are under `arms/`, and `adapter/` is expert and facts together, for the model that the recipe names.
+Run again with the same recipe, a run continues where it was.
 """
 
 import logging
 from pathlib import Path
 from typing import Any
 
+from palora.algebra.rules import EXPERT_RULES
 from palora.common.errors import InputError
-from palora.common.files import atomic_write_text, check_replaceable, check_writable
+from palora.common.files import atomic_write_text, read_json
+from palora.common.folders import check_replaceable, check_writable
 from palora.common.metrics import read_metrics, write_metrics
 from palora.data.facts import read_facts
 from palora.data.skills import SPLITS
 from palora.front import stages
-from palora.front.recipe import Recipe, dump_recipe
+from palora.front.recipe import Plan, Recipe, dump_recipe
+from palora.language.models import check_source
+from palora.results.export import combine_if_it_fits
+from palora.results.updates import MARKER as ADAPTER
+from palora.training.protection import check_protection
+from palora.training.svf import MODEL
 
 log = logging.getLogger("palora")
 
@@ -32,75 +41,59 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     Raises: InputError before any work where the facts, a skill or `out` are wrong; PaloraError where the run fails.
     """
     out = Path(out)
-    base = stages.Base(recipe.model, recipe.dtype, recipe.device, tuple(recipe.targets) if recipe.targets else None)
-    _check(recipe, base, out)
+    check(recipe, out)
     atomic_write_text(out / "recipe.yaml", _HEADER + dump_recipe(recipe))
-    expert = out / "expert"
-    stages.train_expert(base, recipe.expert, expert, recipe.skills[0], recipe.seed)
+    models = stages.Models()
+    expert = out / "expert" if recipe.expert else None
+    taught = recipe
+    if expert:
+        stages.train_expert(recipe, expert, models)
+        taught = recipe.model_copy(update={"model": str(expert / MODEL)})
 
-    sources = _sources(recipe)
+    def arm(name: str) -> Plan:
+        rule, training = recipe.arm(name)
+        return taught.model_copy(update={"protect": rule, "inject": training})
 
-    def protect(arm: str, folder: Path) -> None:
-        settings, training = recipe.arm(arm)
-        stages.protect(
-            base,
-            settings,
-            folder,
-            expert=expert,
-            sources=sources if training.drift or arm == "palora" else sources.weighed(settings.keep),
-            facts=recipe.facts,
-            seed=recipe.seed,
-            train_on=training.base,
-        )
+    def protect(name: str, folder: Path) -> None:
+        plan = arm(name)
+        plan = plan if plan.inject.drift or name == "palora" else stages.for_rule(plan)
+        stages.protect(plan, folder, expert if plan.protect.rule in EXPERT_RULES else None, models)
 
     protect("palora", out / "protection")
     adapters: dict[str, Path] = {}
-    for arm in recipe.trained_arms:
-        settings, training = recipe.arm(arm)
-        home = out if arm == "palora" else out / "arms" / arm
-        control = settings.rule == "none"  # measured against palora's protection
-        if arm != "palora" and not control:
-            protect(arm, home / "protection")
-        protected = out / "protection" if control else home / "protection"
-        adapters[arm] = home / "adapter"
-        stages.inject(
-            base,
-            training,
-            adapters[arm],
-            recipe.facts,
-            expert=expert,
-            protected=protected,
-            control=control,
-            seed=recipe.seed,
-            arm=arm,
-            sources=sources,
-        )
+    for name in recipe.trained_arms:
+        home = out if name == "palora" and not expert else out / "arms" / name
+        control = arm(name).protect.rule == "none"  # measured against palora's protection
+        protected = out / "protection"
+        if name != "palora" and not control:
+            protected = home / "protection"
+            protect(name, protected)
+        adapters[name] = home / "adapter"
+        stages.inject(arm(name), adapters[name], protected, control and name != "palora", name, models)
 
-    rows = [row for folder in (expert, *adapters.values()) for row in read_metrics(folder / "metrics.jsonl")]
-    write_metrics(out / "metrics.jsonl", rows)
-    return stages.evaluate_arms(
-        base,
-        recipe.evaluate,
-        out,
-        adapters,
-        recipe.skills,
-        expert=expert,
-        facts=recipe.facts,
-        known_facts=recipe.known_facts,
-        seed=recipe.seed,
-    )
+    files = [folder / "metrics.jsonl" for folder in (expert, *adapters.values()) if folder]
+    write_metrics(out / "metrics.jsonl", [row for file in files for row in read_metrics(file)])
+    result = stages.evaluate_arms(recipe, out, adapters, expert, models)
+    if expert:
+        models.drop()
+        combine_if_it_fits(adapters["palora"], out / "adapter", expert)
+    return result
 
 
-def _sources(recipe: Recipe) -> stages.Sources:
-    """What is to be kept."""
-    known = recipe.kept_facts or recipe.known_facts
-    return stages.Sources(tuple(recipe.skills), known, recipe.text, recipe.prompts)
+def how_to_use(out: Path) -> str:
+    """The last line of a run: where the result is, what it goes on, and how it is loaded."""
+    adapter = out / "adapter"
+    if (adapter / ADAPTER).exists():
+        model = read_json(adapter / ADAPTER, "model")["model"]
+        return f'Use it: PeftModel.from_pretrained(model, "{adapter}") with model {model}; no palora needed'
+    pair = out / "arms" / "palora" / "adapter", out / "expert" / MODEL
+    return f'Use it: PeftModel.from_pretrained(model, "{pair[0]}") with the expert {pair[1]} as the model, and no other'
 
 
 _HEADER = "# Written by palora: every setting of this run.\n"
 
 
-def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
+def check(recipe: Recipe, out: Path) -> None:
     """What can be told before any work is done. Raises InputError."""
     check_replaceable(out, "recipe.yaml")
     check_writable(out)
@@ -108,21 +101,27 @@ def _check(recipe: Recipe, base: stages.Base, out: Path) -> None:
     if written.exists() and not written.read_bytes().startswith(_HEADER.encode()):
         raise InputError(f"{written} was not written by palora and would be lost; choose another --out")
     for arm in recipe.trained_arms:
+        where, rule = "protect" if arm == "palora" else f"arms.{arm}.protect", recipe.arm(arm)[0]
         try:
-            stages.check_protection(recipe.arm(arm)[0])
+            check_protection(rule)
         except InputError as error:
-            raise InputError(f"{'protect' if arm == 'palora' else f'arms.{arm}.protect'}: {error}") from None
-    base.check()
+            raise InputError(f"{where}: {error}") from None
+        if rule.rule in EXPERT_RULES and recipe.expert is None:
+            raise InputError(
+                f"{where}: the rule {rule.rule} reads an expert's scales: give the recipe an `expert:` section"
+            )
+    check_source(recipe.model, recipe.dtype, recipe.device)
     for file in filter(None, (recipe.facts, recipe.known_facts, recipe.kept_facts)):
         read_facts(file)
     for file in filter(None, (recipe.text, recipe.prompts)):
         stages.read_lines(file)
     trained, *others = stages.get_skills(recipe.skills)
     for skill in (trained, *others):
-        for split in SPLITS if skill is trained else ("train", "test"):
+        for split in SPLITS if skill is trained and recipe.expert else ("train", "test"):
             skill.problems(split, 1, recipe.seed)
-    held = _sources(recipe).weighed(recipe.inject.keep)
-    if recipe.inject.added and not (held.known_facts or held.text or held.prompts):
+    held = [kind for kind in ("known_facts", "text", "prompts") if getattr(recipe.inject.keep, kind)]
+    files = {**recipe.model_dump(include={"text", "prompts"}), "known_facts": recipe.kept_facts or recipe.known_facts}
+    if recipe.inject.added and not any(files[kind] for kind in held):
         log.warning(
             "only the skill is kept: more of what else the model knows will be lost. Give prompts=FILE (questions of "
             "the new facts' kind, but not among them; no answers needed) or known_facts=FILE"

@@ -1,19 +1,21 @@
-"""The one typed configuration. `recipes/*.yaml` are its instances, and the command line's options are its fields.
+"""The one typed configuration: a *plan* is what any stage works from, a *recipe* a whole run of them.
 
-The defaults here are the published ones of the closest public code; `recipes/default.yaml` is what we recommend.
+`recipes/*.yaml` are its instances, and the command line's options are its fields. The defaults are what we recommend;
+the published settings are a preset.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from palora.common.errors import InputError
 from palora.common.settings import (
     PLAIN,
+    Dtype,
     EvaluateSettings,
     ExpertSettings,
     InjectSettings,
@@ -31,37 +33,59 @@ class ArmSettings(Settings):
     inject: dict[str, Any] = Field(default_factory=dict, description="changes to `inject`")
 
 
-class Recipe(Settings):
-    """A whole run: model, skill and facts in; adapter and report out."""
+class Plan(Settings):
+    """What a stage works from: a model, what is to be kept, facts, and the settings of every stage."""
 
     model: str = Field(description="a folder or a hub name")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
-    device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
+    dtype: Dtype = Field("auto", description="of the base weights")
+    device: str | None = Field(None, description="where to run, cpu or cuda; by default the first GPU, if there is one")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
+    targets: list[str] | None = Field(
+        None, description="endings of the targeted matrices, with commas; the MLP matrices by default"
+    )
+    skills: list[str] = Field(
+        default_factory=list,
+        description="a built-in skill, name:DIR with its files, or a JSONL file; the first trains the expert",
+        json_schema_extra={"flag": "--skill"},
+    )
+    facts: str | None = Field(None, description="the new facts: JSONL, CSV or Parquet with question and answer")
+    known_facts: str | None = Field(None, description="facts the model knows, in the same form")
+    kept_facts: str | None = Field(None, description="known facts to keep; by default known_facts")
+    text: str | None = Field(None, description="plain text to keep, a passage a line")
+    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
+    expert: ExpertSettings | None = Field(None, description="stage 1; without it the facts go on the model itself")
+    protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
+    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not [ending for ending in value if ending.strip()]:
+            raise ValueError("names no matrix; leave it out for the MLP matrices")
+        return value
+
+
+class Recipe(Plan):
+    """A whole run: model, skill and facts in; adapter and report out."""
+
     skills: list[str] = Field(
         min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
     )
     facts: str = Field(description="JSONL, CSV or Parquet with question and answer")
-    known_facts: str | None = Field(None, description="facts the model knows: locality is measured on them")
-    kept_facts: str | None = Field(None, description="known facts to keep (protect.keep); by default known_facts")
-    text: str | None = Field(None, description="a plain text file to keep, one passage a line")
-    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
-    expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
-    protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
-    inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
-    arms: dict[str, ArmSettings] = Field(
-        default_factory=dict, description="more arms beside base, expert, lora, palora"
+    arms: dict[str, ArmSettings | None] = Field(
+        default_factory=dict, description="more arms beside base, expert, lora, palora; `lora: null` leaves it out"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        for name in self.arms:
+        for name, own in self.arms.items():
             if name in ("base", "expert", "palora"):
                 raise ValueError(f"arms.{name} is always there; only lora and new names can be set")
             if not re.fullmatch(ARM_NAME, name):
                 raise ValueError(f"arms: {name!r} is no name; use letters, digits, - and _")
+            if own is None and name != "lora":
+                raise ValueError(f"arms.{name}: it has no settings; only lora, which is there by default, can be null")
             try:
                 self.arm(name)
             except ValidationError as error:
@@ -79,7 +103,8 @@ class Recipe(Settings):
     @property
     def trained_arms(self) -> list[str]:
         """The arms that are trained, in the order of the report: lora, the extra ones, palora."""
-        return ["lora", *(name for name in self.arms if name != "lora"), "palora"]
+        control = [] if "lora" in self.arms and self.arms["lora"] is None else ["lora"]
+        return [*control, *(name for name in self.arms if name != "lora"), "palora"]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -92,15 +117,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(read_values(path, overrides), str(path))
 
 
-def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The plain values of a YAML recipe, with its overrides and the paths of its files resolved.
+def read_values(path: str | Path | None, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """The plain values of a YAML recipe (none: no values), with its overrides and the paths of its files resolved.
 
     `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key
     (`null` takes one back), everything else is replaced.
 
     Raises: InputError.
     """
-    values = _read(Path(path), ())
+    values = _read(Path(path), ()) if path is not None else {}
     for override in overrides or []:
         _override(values, override)
     return values
@@ -126,15 +151,11 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", "facts", "known_facts", "kept_facts", "text", "prompts"):
-        _beside(values, key, path.parent)
+        beside(values, key, path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             if isinstance(skill, str) and skill.endswith(".jsonl"):
-                _beside(values[key], index, path.parent)
-    methods = values.get("methods")
-    for method in methods.values() if isinstance(methods, dict) else ():
-        if isinstance(method, dict) and isinstance(probe := method.get("probe"), dict):
-            _beside(probe, "skill", path.parent)
+                beside(values[key], index, path.parent)
     if (other := values.pop("extends", None)) is None:
         return values
     if not isinstance(other, str):
@@ -179,7 +200,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _beside(container: Any, key: Any, folder: Path) -> None:
+def beside(container: Any, key: Any, folder: Path) -> None:
     value = container.get(key) if isinstance(container, dict) else container[key]
     if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
         container[key] = str(folder / value)
@@ -192,7 +213,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        node = node.setdefault(parent, {})
+        node[parent] = {} if node.get(parent) is None else node[parent]
+        node = node[parent]
         if not isinstance(node, dict):
             raise InputError(f"{override!r}: {parent} has no keys of its own")
     try:

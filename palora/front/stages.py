@@ -1,8 +1,8 @@
 """The stages, from folders to a folder: `palora expert | protect | inject | evaluate`, and `palora run` in order.
 
-Every stage loads the model, checks that the folders it is given belong to it, works in a hidden folder beside `out`
-(where an interrupted one continues), and swaps the finished folder in. The record of each holds `inputs`, a hash of
-what it was made from: a stage whose folder is there with the same inputs is not done again.
+Every stage works from a plan (`recipe.py`), checks that the folders it is given belong to the model, works in a hidden
+folder beside `out` (where an interrupted one continues), and swaps the finished folder in. The marker of each holds
+`inputs`, what it was made from: a stage whose folder is there with the same inputs is not done again.
 """
 
 import logging
@@ -11,47 +11,43 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palora.algebra.rules import Budget, Sides, check_rule
-from palora.algebra.statistics import from_tensors
 from palora.algebra.subspace import MARKER as PROTECTION
-from palora.algebra.subspace import STATISTICS, ProtectedSubspaces
-from palora.bench.spectrum import MARKER as SPECTRUM
-from palora.bench.spectrum import SpectrumSettings, measure_spectrum
-from palora.bench.spectrum_report import render as render_spectrum
+from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError
-from palora.common.files import (
-    atomic_write_text,
+from palora.common.files import clear_errors, read_json, write_json
+from palora.common.folders import (
     check_replaceable,
+    check_unchanged,
     check_writable,
-    clear_errors,
-    load_tensors,
+    folder_hash,
     new_folder,
-    read_json,
-    sha256,
-    write_json,
+    same_inputs,
+    seal,
 )
-from palora.common.settings import EvaluateSettings, ExpertSettings, InjectSettings, KeepSettings, ProtectSettings
+from palora.common.hashes import hash_file, hash_value
+from palora.common.settings import InjectSettings, KeepSettings
 from palora.common.versions import versions
 from palora.data.facts import Fact, read_facts
 from palora.data.skills import Skill, get_skill
-from palora.front.recipe import ARM_NAME
-from palora.language.keep import Keep
-from palora.language.models import check_source, fingerprints, known_targets, load_model
+from palora.front.recipe import ARM_NAME, Plan
+from palora.language.keep import Keep, weighed
+from palora.language.models import fingerprints, known_targets, load_model, model_hash, whole_path
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
-from palora.results.evaluation import Questions, TrainedArm, evaluate
+from palora.results.evaluation import Base, Questions, evaluate
 from palora.results.model_card import model_card
 from palora.results.pages.report import write_report
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import Adapter, measure_update
 from palora.training import expert as expert_training
 from palora.training import injection, protection
+from palora.training.injection import Beside, with_drift_where_possible
 from palora.training.svf import MARKER as EXPERT
-from palora.training.svf import Expert
+from palora.training.svf import MODEL, Expert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,326 +55,194 @@ if TYPE_CHECKING:
 log = logging.getLogger("palora")
 
 
-@dataclass(frozen=True)
-class Base:
-    """The original model of a run: a folder or hub name, how to load it, and which matrices are targeted."""
+@dataclass
+class Models:
+    """The model in memory: stages that follow each other on the same one load it once."""
 
-    model: str
-    dtype: str = "auto"
-    device: str | None = None
-    targets: tuple[str, ...] | None = None
+    _held: dict[tuple[str, ...], "tuple[PreTrainedModel, PreTrainedTokenizerBase]"] = field(default_factory=dict)
 
-    def check(self) -> None:
-        """What can be told before the model is loaded. Raises InputError."""
-        check_source(self.model, self.dtype, self.device)
+    def load(self, plan: Plan) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """The model of a plan and its tokenizer, as they were loaded: whoever changes the weights calls `drop`."""
+        key = (plan.model, plan.dtype, str(plan.device))
+        if key not in self._held:
+            self.drop()  # two at once may not fit
+            self._held[key] = load_model(plan.model, plan.dtype, plan.device)
+        return self._held[key]
 
-    def load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        return load_model(self.model, self.dtype, self.device)
-
-    @property
-    def endings(self) -> list[str] | None:
-        return list(self.targets) if self.targets else None
+    def drop(self) -> None:
+        """Let the model go."""
+        self._held.clear()
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where what is to be kept comes from: skills by name, files of known facts, of text (a passage a line) and of
-    prompts (one a line; what the model answers to them is to be kept)."""
-
-    skills: tuple[str, ...] = ()
-    known_facts: str | None = None
-    text: str | None = None
-    prompts: str | None = None
-
-    def load(self, settings: KeepSettings) -> Keep | None:
-        """What is to be kept, with its weights; None where nothing is named. Raises InputError."""
-        if not (self.skills or self.known_facts or self.text or self.prompts):
-            return None
-        return Keep(
-            [get_skill(s) for s in self.skills],
-            read_facts(self.known_facts) if self.known_facts else (),
-            read_lines(self.text) if self.text else (),
-            read_lines(self.prompts) if self.prompts else (),
-            settings.weights,
-            settings.examples,
-            settings.answers,
+def train_expert(plan: Plan, out: Path, models: Models | None = None) -> None:
+    """`palora expert`: a model and a skill -> `expert/`, with the expert's weights as a model folder in it."""
+    if not plan.skills or plan.expert is None:
+        raise InputError("an expert is trained on a skill: give --skill")
+    source = get_skill(plan.skills[0])
+    inputs = inputs_of(plan, plan.expert, skill=skill_identity(plan.skills[0]))
+    if done(out, EXPERT, inputs):
+        return
+    started = time.monotonic()
+    models = models or Models()
+    model, tokenizer = models.load(plan)
+    with working(out) as work:
+        expert = expert_training.train_expert(
+            model, tokenizer, source, plan.expert, work, whole_path(plan.model), plan.targets, plan.seed
         )
-
-    def weighed(self, settings: KeepSettings) -> "Sources":
-        """The skills, and of the others only what weighs something: all that a rule looks at."""
-        files = ("known_facts", "text", "prompts")
-        left_out: dict[str, Any] = {kind: None for kind in files if not getattr(settings, kind)}
-        return replace(self, **left_out)
-
-    @property
-    def identity(self) -> Any:
-        """What tells these sources from others: names, and the content of the files."""
-        files = [identity(f) for f in (self.known_facts, self.text, self.prompts)]
-        return [skill_identity(s) for s in self.skills], files
+        models.drop()  # from here on it is the expert
+        expert.apply(model, plan.model)
+        made = fingerprints(find_targets(model, list(expert.scales)), model)
+        record = {**expert.record, "expert_fingerprints": made, **provenance(inputs, started)}
+        replace(expert, record=record).save(out, work / "metrics.jsonl", model, plan.model)
 
 
-def train_expert(base: Base, settings: ExpertSettings, out: Path, skill: str, seed: int = 0) -> None:
-    """`palora expert`: a model and a skill -> `expert/`."""
-    source = get_skill(skill)
-    inputs = _inputs("expert", identity(base.model), base.dtype, base.targets, settings, skill_identity(skill), seed)
-    if _done(out, EXPERT, inputs):
+def protect(plan: Plan, out: Path, expert: Path | None = None, models: Models | None = None) -> None:
+    """`palora protect`: a model, what is to be kept, perhaps an expert whose scales the rule reads -> `protection/`."""
+    protection.check_protection(plan.protect)
+    settings = plan.protect
+    loaded, keep = Expert.load(expert) if expert else None, load_keep(plan, settings.keep.examples)
+    new = read_facts(plan.facts) if plan.facts else []
+    made_of = {"expert": identity(expert), "kept": kept_identity(plan), "facts": identity(plan.facts)}
+    inputs = inputs_of(plan, settings, **made_of)
+    if done(out, PROTECTION, inputs):
         return
     started = time.monotonic()
-    model, tokenizer = base.load()
-    with _work(out) as work:
-        expert = expert_training.train_expert(model, tokenizer, source, settings, work, base.model, base.endings, seed)
-        record = {**expert.record, "inputs": inputs, "seconds": _since(started), "versions": versions()}
-        replace(expert, record=record).save(out, metrics=work / "metrics.jsonl")
-
-
-def protect(
-    base: Base,
-    settings: ProtectSettings,
-    out: Path,
-    expert: Path | None = None,
-    sources: Sources | None = None,
-    facts: str | None = None,
-    seed: int = 0,
-    train_on: str = "expert",
-) -> None:
-    """`palora protect`: a model, perhaps an expert, and what is to be kept -> `protection/`.
-
-    Args:
-        train_on: the weights that stage 2 trains on, whose inputs are kept: expert or original.
-    """
-    budget, sides = check_protection(settings)
-    loaded = Expert.load(expert) if expert else None
-    keep = sources.load(settings.keep) if sources else None
-    new = read_facts(facts) if facts else []
-    inputs = _inputs(
-        "protection",
-        *(identity(base.model), base.dtype, base.targets, settings.rule, budget, sides, settings.keep),
-        *(identity(expert), seed, train_on),
-        *(sources and sources.identity, identity(facts)),
+    model, tokenizer = (models or Models()).load(plan)
+    subspaces = protection.protect(
+        *(model, tokenizer, settings, keep, new, loaded, plan.targets, plan.model, plan.seed)
     )
-    if _done(out, PROTECTION, inputs):
-        return
-    started = time.monotonic()
-    model, tokenizer = base.load()
-    subspaces, statistics = protection.protect(
-        model,
-        tokenizer,
-        settings.rule,
-        budget,
-        sides,
-        expert=loaded,
-        keep=keep,
-        facts=new,
-        targets=base.endings,
-        model_name=base.model,
-        seed=seed,
-        base=train_on,
-    )
-    made = {"inputs": inputs, "seconds": _since(started), "versions": versions()}
-    record = {**subspaces.record, "expert_fingerprint": identity(expert), **made}
-    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in record["coverage"].items() if share is not None)
-    if shares:
+    record = {**subspaces.record, **provenance(inputs, started)}
+    if shares := ", ".join(f"{kind} {share:.1%}" for kind, share in record["coverage"].items() if share is not None):
         log.info("%s covers of the input energy: %s", out, shares)
-    replace(subspaces, record=record).save(out, statistics)
+    replace(subspaces, record=record).save(out)
     if warning := protection.coverage_warning(record):
         log.warning("%s: %s", out, warning)
 
 
 def inject(
-    base: Base,
-    settings: InjectSettings,
+    plan: Plan,
     out: Path,
-    facts: str,
-    expert: Path | None = None,
     protected: Path | None = None,
     control: bool = False,
-    seed: int = 0,
     arm: str = "palora",
-    sources: Sources | None = None,
+    models: Models | None = None,
 ) -> None:
-    """`palora inject`: a model, facts and a protection -> `adapter/`, a plain LoRA folder.
-
-    Args:
-        protected: the protection folder; None is plain LoRA. The statistics in it are what `settings.drift` uses.
-        control: train plain LoRA all the same; its leak and drift are measured against `protected`.
-        sources: what is to be kept, for `settings.replay`, `distil` and `lose_at_most`.
-    """
-    new = read_facts(facts)
-    loaded = Expert.load(expert) if expert else None
+    """`palora inject`: a model, facts and a protection (none: plain LoRA) -> `adapter/`, plain LoRA. A `control`
+    is plain LoRA all the same, whose leak and drift are measured against the protection."""
+    if plan.facts is None:
+        raise InputError("there is nothing to teach: give --facts")
+    new, settings = read_facts(plan.facts), plan.inject
     subspaces = ProtectedSubspaces.load(protected) if protected else None
-    if settings.base == "expert" and loaded is None:
-        raise InputError("inject.base is expert: give --expert, or train on the original model with --base original")
-    rehearsed = sources.weighed(settings.keep).load(settings.keep) if sources and settings.rehearses else None
-    if settings.rehearses and rehearsed is None:
+    kinds = subspaces.statistics if subspaces else ProtectedSubspaces({}).statistics
+    settings = with_drift_where_possible(settings, kinds)
+    shown = load_keep(_weighed(plan, settings.keep), settings.keep.examples) if settings.rehearses else None
+    if settings.rehearses and shown is None:
         raise InputError("replay and distil need something to keep: give --skill, --known-facts, --text or --prompts")
-    stored = protected / STATISTICS if protected else None
-    kinds = from_tensors(load_tensors(stored)) if stored and stored.exists() else {}
-    if settings.drift and not kinds:
-        raise InputError("--drift needs the statistics of what is kept: give a --protection that was made with --skill")
-    if subspaces is not None and expert is not None:
-        marked_by = subspaces.record.get("expert_fingerprint")
-        if marked_by not in (None, identity(expert)):
-            raise InputError(f"the protection {protected} was made with another expert than {expert}; give that one")
-    inputs = _inputs(
-        "adapter",
-        *(identity(base.model), base.dtype, base.targets, settings, seed, identity(facts)),
-        *(
-            identity(expert) if settings.base == "expert" else None,
-            identity(protected),
-            control,
-        ),
-        sources.identity if sources and (rehearsed or settings.lose_at_most is not None) else None,
+    looked_at = kept_identity(plan) if shown or settings.lose_at_most is not None else None
+    inputs = inputs_of(
+        plan,
+        settings,
+        **{"facts": identity(plan.facts), "protection": identity(protected), "control": control, "kept": looked_at},
     )
-    if _done(out, ADAPTER, inputs):
+    if done(out, ADAPTER, inputs):
         return
     started = time.monotonic()
-    model, tokenizer = base.load()
+    model, tokenizer = (models or Models()).load(plan)
     if subspaces is not None:
         expected = subspaces.record["fingerprints"]
-        modules = known_targets(model, expected, f"the protection {protected}", base.model, base.endings)
-    elif loaded is not None:
-        expected = loaded.record["fingerprints"]
-        modules = known_targets(model, expected, f"the expert {expert}", base.model, base.endings)
+        modules = known_targets(model, expected, f"the protection {protected}", plan.model, plan.targets)
     else:
-        modules = find_targets(model, base.endings)
+        modules = find_targets(model, plan.targets)
     names, prints = list(modules), fingerprints(modules, model)
-    if settings.base == "expert" and loaded is not None:
-        loaded.apply(model, base.model)
-    constraint = None if control or (subspaces and subspaces.record["rule"] == "none") else subspaces
-    kept = rehearsed.tokenised(model, tokenizer) if rehearsed else []
-    with _work(out) as work:
-        adapted, training = injection.inject(
-            *(model, tokenizer, new, settings, work, constraint, names, seed, arm),
-            kept=kept,
-            statistics=kinds,
-            kept_share=_kept_share(model, tokenizer, sources, settings, seed),
-        )
+    constraint = None if control or not (subspaces and subspaces.protects) else subspaces
+    rows = weighed(shown.tokenised(model, tokenizer), settings.keep.weights) if shown else []
+    share = _kept_share(model, tokenizer, plan, settings)
+    with working(out) as work:
+        beside = Beside(arm, names, kinds, rows, share)
+        adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, beside, plan.seed)
         with new_folder(out, ADAPTER) as staging:
             adapted.save_pretrained(str(staging), safe_serialization=True)
-            if settings.base == "expert":  # so that nothing loads it onto the original model and says nothing
-                config = read_json(staging / "adapter_config.json")
-                config["base_model_name_or_path"] = f"{base.model} (its expert: see README.md)"
-                write_json(staging / "adapter_config.json", config)
-            modules = find_targets(adapted.unload(), names)
+            _name_base(staging, whole_path(plan.model))
+            modules = find_targets(_as_before(adapted, model), names)
+            how = constraint.record if constraint else {"rule": "none", "sides": None, "budget": {}, "coverage": None}
+            update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())
             record = {
-                "kind": "adapter",
-                "arm": arm,
-                "model": base.model,
-                "dtype": base.dtype,
-                "base": settings.base,
-                "expert": str(expert.resolve()) if expert and settings.base == "expert" else None,
-                "expert_fingerprint": identity(expert) if settings.base == "expert" else None,
+                **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
                 "protection": str(protected.resolve()) if protected else None,
-                "rule": constraint.record["rule"] if constraint else "none",
-                "sides": constraint.record["sides"] if constraint else None,
-                "budget": constraint.record["budget"] if constraint else {},
-                "coverage": constraint.record["coverage"] if constraint else None,
-                "facts": {"file": Path(facts).name, "n": len(new)},
+                **{key: how[key] for key in ("rule", "sides", "budget", "coverage")},
+                "facts": {"file": Path(plan.facts).name, "n": len(new)},
                 "fingerprints": prints,
-                "update": {
-                    "rule": constraint.record["rule"] if constraint else "none",
-                    "loss": settings.added,
-                    **measure_update(Adapter.load(staging), modules, subspaces, kinds.get("skills")),
-                },
+                "update": {"rule": how["rule"], "loss": settings.added, **update},
                 "training": training,
-                "inputs": inputs,
-                "seconds": _since(started),
-                "versions": versions(),
+                **provenance(inputs, started),
             }
-            write_json(staging / ADAPTER, record)
             (staging / "README.md").write_text(model_card(record), encoding="utf-8")
             shutil.copy(work / "metrics.jsonl", staging / "metrics.jsonl")
-
-
-def _kept_share(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    sources: Sources | None,
-    settings: InjectSettings,
-    seed: int,
-) -> Callable[[Any], float] | None:
-    """How `settings.lose_at_most` is measured: (a model) -> the smallest share of a skill that is left, on validation
-    problems, of what the model as it is now solves. None where that is not asked for, or there is no skill."""
-    if settings.lose_at_most is None or not sources or not sources.skills:
-        return None
-    problems = {s: s.problems("validation", settings.lose_problems, seed) for s in get_skills(sources.skills)}
-
-    def solved(model: Any) -> list[float]:
-        return [share_correct(solve(model, tokenizer, skill, asked)) for skill, asked in problems.items()]
-
-    start = solved(model)
-    return lambda model: min((n / s for n, s in zip(solved(model), start, strict=True) if s), default=1.0)
+            seal(staging, ADAPTER, record)
 
 
 def evaluate_arms(
-    base: Base,
-    settings: EvaluateSettings,
-    out: Path,
-    adapters: Mapping[str, Path],
-    skills: Sequence[str],
-    expert: Path | None = None,
-    facts: str | None = None,
-    known_facts: str | None = None,
-    seed: int = 0,
+    plan: Plan, out: Path, adapters: Mapping[str, Path], expert: Path | None = None, models: Models | None = None
 ) -> dict[str, Any]:
     """`palora evaluate`: every arm, the same questions -> `evaluation.json` and `report.html` in `out`.
+
+    Args:
+        adapters: by the name of their arm; each goes on the model of the plan, or on the expert that it was trained
+            on.
+        expert: an expert's folder, whose model is an arm of its own.
 
     Returns: the content of `evaluation.json`.
     """
     loaded = Expert.load(expert) if expert else None
-    records = {name: _adapter_record(folder) for name, folder in adapters.items()}
+    records = {name: adapter_record(folder) for name, folder in adapters.items()}
     for name, folder in adapters.items():
         if name in ("base", "expert") or not re.fullmatch(ARM_NAME, name):
             taken = "that is the name of an arm without one" if name in ("base", "expert") else "use letters and digits"
             raise InputError(f"{name!r} cannot be the name of the adapter {folder}: {taken}")
-        check_expert(records[name], expert, f"the adapter {folder}")
-    sources = get_skills(skills)
-    new = _sample(read_facts(facts), settings.facts) if facts else []
-    known = _sample(read_facts(known_facts), settings.facts) if known_facts else []
-    inputs = _inputs(
-        "evaluation",
-        *(
-            identity(base.model),
-            base.dtype,
-            settings,
-            seed,
-            identity(expert),
-            identity(facts),
-            identity(known_facts),
-        ),
-        *(
-            [skill_identity(s) for s in skills],
-            {name: identity(folder) for name, folder in adapters.items()},
-        ),
+    settings, sources = plan.evaluate, get_skills(plan.skills)
+    new = sample(read_facts(plan.facts), settings.facts) if plan.facts else []
+    known = sample(read_facts(plan.known_facts), settings.facts) if plan.known_facts else []
+    inputs = inputs_of(
+        plan,
+        settings,
+        **{"expert": identity(expert), "facts": identity(plan.facts), "known_facts": identity(plan.known_facts)},
+        skills=[skill_identity(s) for s in plan.skills],
+        adapters={n: [identity(f), hash_value(records[n].get("update"))] for n, f in adapters.items()},
     )
     target = out / "evaluation.json"
     check_writable(out)
     if (out / "report.html").exists() and not (target.exists() or (out / "recipe.yaml").exists()):
         raise InputError(f"{out} has a report.html that is not ours (no evaluation.json); choose another --out")
-    if target.exists() and (stored := read_json(target, "arms", "inputs"))["inputs"] == inputs:
+    if target.exists() and same_inputs((stored := read_json(target, "arms", "inputs"))["inputs"], inputs):
         log.info("%s is up to date", target)
         write_report(out)
-        return stored
+        return dict(stored)
     started = time.monotonic()
-    questions = Questions({s.name: (s, s.problems("test", settings.problems, seed)) for s in sources}, new, known)
-    model, tokenizer = base.load()
-    if loaded is not None:
-        loaded.targets(model, base.model)
-    for name, record in records.items():
-        if record:
-            known_targets(model, record["fingerprints"], f"the adapter {adapters[name]}", base.model)
-        else:
-            Adapter.load(adapters[name]).check(dict(model.named_modules()))
-    arms = {name: TrainedArm(folder, records[name].get("base", "original")) for name, folder in adapters.items()}
-    with _work(out / "evaluation") as work:
-        result = evaluate(model, tokenizer, questions, loaded, arms, settings, work, inputs, seed)
+    questions = Questions({s.name: (s, s.problems("test", settings.problems, plan.seed)) for s in sources}, new, known)
+    models = models or Models()
+    on_expert = [name for name, record in records.items() if loaded is not None and loaded.is_base_of(record)]
+
+    def base(arm: str, model: str, names: Sequence[str]) -> Base:
+        def load() -> Any:
+            found = models.load(plan.model_copy(update={"model": model}))
+            for name in names:
+                _check_adapter(found[0], records[name], adapters[name], model)
+            return found
+
+        return Base(arm, load, {name: adapters[name] for name in names})
+
+    bases = [base("base", plan.model, [name for name in adapters if name not in on_expert])]
+    if loaded is not None and expert is not None:
+        bases.append(base("expert", str(expert / MODEL), on_expert))
+    with working(out / "evaluation") as work:
+        result = evaluate(bases, questions, settings, list(adapters), work, hash_value(inputs), plan.seed)
         seconds = {name: record["seconds"] for name, record in records.items() if "seconds" in record}
         if loaded is not None and "seconds" in loaded.record:
             seconds = {"expert": loaded.record["seconds"], **seconds}
         value = {
             **result,
             "update": {name: record["update"] for name, record in records.items() if "update" in record},
-            "seconds": {**seconds, "evaluate": _since(started)},
+            "seconds": {**seconds, "evaluate": round(time.monotonic() - started, 2)},
             "objective": loaded.record.get("objective") if loaded else None,
             "inputs": inputs,
             "versions": versions(),
@@ -388,64 +252,38 @@ def evaluate_arms(
     return value
 
 
-def spectrum(
-    base: Base,
-    settings: SpectrumSettings,
-    out: Path,
-    skill: str,
-    expert: Path | None = None,
-    adapter: Path | None = None,
-    protected: Path | None = None,
-    known_facts: str | None = None,
-    text: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """`palora spectrum`: where a skill lives -> `spectrum.json` and `spectrum.html` in `out`.
-
-    Args:
-        protected: what the adapter's alignment is measured with besides; by default what it was trained under.
-
-    Returns: the content of `spectrum.json`.
-    """
-    source = get_skill(skill)
-    loaded = Expert.load(expert) if expert else None
-    record = _adapter_record(adapter) if adapter else {}
-    if protected is None and record.get("protection") and Path(record["protection"]).exists():
-        protected = Path(record["protection"])
-    subspaces = ProtectedSubspaces.load(protected) if protected and adapter else None
-    known = _sample(read_facts(known_facts), settings.problems) if known_facts else []
-    passages = read_lines(text) if text else []
-    inputs = _inputs(
-        "spectrum",
-        *(identity(base.model), base.dtype, base.targets, settings, skill_identity(skill), seed),
-        *(identity(expert), identity(adapter), identity(protected), identity(known_facts), identity(text)),
+def load_keep(plan: Plan, examples: int) -> Keep | None:
+    """What a plan wants kept, at most `examples` rows of each; None where nothing is named. Raises InputError."""
+    known = plan.kept_facts or plan.known_facts
+    if not (plan.skills or known or plan.text or plan.prompts):
+        return None
+    return Keep(
+        get_skills(plan.skills),
+        read_facts(known) if known else (),
+        read_lines(plan.text) if plan.text else (),
+        read_lines(plan.prompts) if plan.prompts else (),
+        examples,
     )
-    if _done(out, SPECTRUM, inputs):
-        result = read_json(out / SPECTRUM, "removals", "matrices")
-        atomic_write_text(out / "spectrum.html", render_spectrum(result))
-    else:
-        started = time.monotonic()
-        model, tokenizer = base.load()
-        if record:
-            known_targets(model, record["fingerprints"], f"the adapter {adapter}", base.model)
-        with _work(out) as work:
-            result = measure_spectrum(
-                *(model, tokenizer, source, settings, known, passages, loaded),
-                *(Adapter.load(adapter) if adapter else None, subspaces, base.endings, base.model, seed, work, inputs),
-            )
-            result |= {"inputs": inputs, "seconds": _since(started), "versions": versions()}
-            with new_folder(out, SPECTRUM) as staging:
-                write_json(staging / SPECTRUM, result)
-                (staging / "spectrum.html").write_text(render_spectrum(result), encoding="utf-8")
-    return result
 
 
-def check_protection(settings: ProtectSettings) -> tuple[Budget, Sides]:
-    """The budget and the sides of a protection, with the rule's defaults. Raises InputError where they do not go
-    together."""
-    return check_rule(
-        settings.rule, Budget(settings.k, settings.fraction, settings.share, settings.strength), settings.sides
-    )
+def kept_identity(plan: Plan) -> Any:
+    """What tells what is to be kept from other things: names, and the content of the files."""
+    files = [identity(f) for f in (plan.kept_facts or plan.known_facts, plan.text, plan.prompts)]
+    return [[skill_identity(s) for s in plan.skills], files]
+
+
+def _weighed(plan: Plan, settings: KeepSettings) -> Plan:
+    """The plan with only those things to keep that weigh something."""
+    none: dict[str, Any] = {}
+    if not settings.known_facts:
+        none |= {"known_facts": None, "kept_facts": None}
+    none |= {kind: None for kind in ("text", "prompts") if not getattr(settings, kind)}
+    return plan.model_copy(update=none)
+
+
+def for_rule(plan: Plan) -> Plan:
+    """The plan with only those things to keep that its rule looks at: the skills always, for coverage and drift."""
+    return _weighed(plan, plan.protect.keep)
 
 
 def get_skills(specs: Sequence[str]) -> list[Skill]:
@@ -455,16 +293,6 @@ def get_skills(specs: Sequence[str]) -> list[Skill]:
         if skill.name in [earlier.name for earlier in skills[:index]]:
             raise InputError(f"two skills are called {skill.name}; name each once, and rename a file of the same name")
     return skills
-
-
-def check_expert(record: Mapping[str, Any], expert: Path | None, what: str) -> None:
-    """Raise InputError unless `expert` is the one that an adapter (its `palora.json`) was trained on, if any."""
-    if record.get("base") != "expert":
-        return
-    if expert is None:
-        raise InputError(f"{what} was trained on the weights of an expert: give --expert {record.get('expert') or ''}")
-    if record.get("expert_fingerprint") != identity(expert):
-        raise InputError(f"{what} was trained on another expert than {expert}; give the one it was trained on")
 
 
 def read_lines(path: str) -> list[str]:
@@ -480,12 +308,56 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
-def _adapter_record(folder: Path) -> dict[str, Any]:
+def _kept_share(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", plan: Plan, settings: InjectSettings
+) -> Callable[[Any], float] | None:
+    """How `settings.lose_at_most` is measured: (a model) -> the smallest share of a skill that is left, on validation
+    problems, of what the model as it is now solves. None where that is not asked for, or there is no skill."""
+    if settings.lose_at_most is None or not plan.skills:
+        return None
+    problems = {s: s.problems("validation", settings.lose_problems, plan.seed) for s in get_skills(plan.skills)}
+
+    def solved(model: Any) -> list[float]:
+        return [share_correct(solve(model, tokenizer, skill, asked)) for skill, asked in problems.items()]
+
+    start = solved(model)
+    return lambda model: min((n / s for n, s in zip(solved(model), start, strict=True) if s), default=1.0)
+
+
+def _name_base(folder: Path, model: str) -> None:
+    """Write into an adapter's config which model it goes on, and its matrices in the same order each time."""
+    config = read_json(folder / "adapter_config.json")
+    config |= {"base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])}
+    write_json(folder / "adapter_config.json", config)
+
+
+def _as_before(adapted: Any, model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without its adapter, and as a trainer found it."""
+    adapted.unload()
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.config.use_cache = True
+    return model
+
+
+def adapter_record(folder: Path) -> dict[str, Any]:
     Adapter.load(folder)
-    return read_json(folder / ADAPTER, "base", "fingerprints") if (folder / ADAPTER).exists() else {}
+    if not (folder / ADAPTER).exists():
+        return {}
+    record: dict[str, Any] = read_json(folder / ADAPTER, "fingerprints")
+    check_unchanged(folder, record, "adapter_model.safetensors", "adapter_config.json")
+    return record
 
 
-def _sample(facts: list[Fact], limit: int | None) -> list[Fact]:
+def _check_adapter(model: "PreTrainedModel", record: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Raise InputError unless an adapter belongs on a model."""
+    if record:
+        known_targets(model, record["fingerprints"], f"the adapter {folder}", name)
+    else:
+        Adapter.load(folder).check(dict(model.named_modules()))
+
+
+def sample(facts: list[Fact], limit: int | None) -> list[Fact]:
     """Evenly spaced facts, at most `limit`."""
     if limit is None or limit >= len(facts):
         return facts
@@ -493,9 +365,10 @@ def _sample(facts: list[Fact], limit: int | None) -> list[Fact]:
 
 
 @contextmanager
-def _work(out: Path) -> Iterator[Path]:
+def working(out: Path) -> Iterator[Path]:
     """The hidden folder beside `out` where an unfinished stage keeps its state; gone when the stage is finished."""
     work = out.with_name(f".{out.name}.work")
+    new = not work.parent.exists()
     with clear_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     try:
@@ -503,52 +376,50 @@ def _work(out: Path) -> Iterator[Path]:
     except BaseException:
         with suppress(OSError):
             work.rmdir()  # where there is no state yet
+            if new:
+                work.parent.rmdir()
         raise
     shutil.rmtree(work)
 
 
-def _done(out: Path, marker: str, inputs: str) -> bool:
+def done(out: Path, marker: str, inputs: Mapping[str, Any]) -> bool:
     check_replaceable(out, marker)
     check_writable(out.parent)
-    if (out / marker).exists() and read_json(out / marker, "kind").get("inputs") == inputs:
+    if not (out / marker).exists():
+        return False
+    record = read_json(out / marker, "kind")
+    if same_inputs(record.get("inputs"), inputs):
+        check_unchanged(out, record)
         log.info("%s is up to date", out)
         return True
-    if (out / marker).exists():
-        log.info("%s was made from other inputs or settings: it is made again, and replaced when that is done", out)
+    log.info("%s was made from other inputs or settings: it is made again, and replaced when that is done", out)
     return False
 
 
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 2)
+def provenance(inputs: Mapping[str, Any], started: float) -> dict[str, Any]:
+    return {"inputs": inputs, "seconds": round(time.monotonic() - started, 2), "versions": versions()}
 
 
-def _inputs(*parts: Any) -> str:
-    return sha256(repr(parts).encode())
+def inputs_of(plan: Plan, settings: Any, **parts: Any) -> dict[str, Any]:
+    """What a stage is made from: the model, its settings, and `parts` of its own."""
+    shared = {"model": model_hash(plan.model), "dtype": plan.dtype, "targets": plan.targets, "seed": plan.seed}
+    return {**shared, "settings": settings.identity(), **parts}
 
 
 def skill_identity(spec: str) -> Any:
     """The spec and the content of the files it names: `file.jsonl#scorer` or `name:DIR`."""
     file, folder = Path(spec.partition("#")[0]), Path(spec.partition(":")[2])
     if spec.partition(":")[2] and folder.is_dir():
-        return [spec, [(f.name, _file_identity(f)) for f in sorted(folder.iterdir()) if f.is_file()]]
+        return [spec, [[f.name, hash_file(f)] for f in sorted(folder.iterdir()) if f.is_file()]]
     return [spec, identity(file) if file.is_file() else None]
 
 
 def identity(path: str | Path | None) -> str | None:
-    """A hash of a file, of the files that make up a model or a stage's folder, or of a hub name."""
+    """A hash of a file's content, or of the content of a stage's folder."""
     if path is None:
         return None
     place = Path(path)
     if place.is_file():
-        return _file_identity(place)
-    if not place.is_dir():
-        return sha256(str(path).encode())
-    markers = [place / name for name in (EXPERT, PROTECTION, ADAPTER) if (place / name).exists()]
-    files = markers or [f for f in sorted(place.iterdir()) if f.suffix in (".json", ".safetensors", ".jinja")]
-    return sha256(repr([(f.name, _file_identity(f)) for f in files]).encode())
-
-
-def _file_identity(file: Path, hashed: int = 64 * 2**20) -> str:
-    """The hash of a file's content; of size and time for one larger than `hashed` bytes."""
-    stat = file.stat()
-    return sha256(file.read_bytes() if stat.st_size <= hashed else repr((stat.st_size, stat.st_mtime_ns)).encode())
+        return hash_file(place)
+    marker = next((name for name in (EXPERT, PROTECTION, ADAPTER) if (place / name).exists()), None)
+    return folder_hash(place, marker) if marker else model_hash(place)

@@ -1,7 +1,7 @@
 """Load a model, and know its matrices again later."""
 
-import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from palora.common.errors import InputError
-from palora.common.files import sha256
+from palora.common.folders import check_unchanged, read_marker
+from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
-from palora.language.targets import find_targets, is_linear, weight
+from palora.language.targets import find_targets, is_linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+EXPERT = "expert.json"  # the marker of an expert's folder, whose weights lie in `model/`
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
-    path: str | Path,
-    dtype: str = "auto",
-    device: str | None = None,
-    revision: str | None = None,
+    path: str | Path, dtype: str = "auto", device: str | None = None, revision: str | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer from a folder or a hub name.
 
@@ -45,6 +44,7 @@ def load_model(
 
     path = str(path)
     check_source(path, dtype, device)
+    _check_sealed(Path(path))
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
@@ -77,7 +77,8 @@ def load_model(
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
     """What can be told of a model before it is loaded. Raises InputError, as `load_model` does."""
-    check_dtype(dtype)
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
     if Path(path).is_dir():
         _check_folder(Path(path))
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -92,12 +93,6 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         raise InputError(f"there is no device {device!r} here ({_one_line(error)}); leave --device out") from None
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise InputError unless `dtype` is one that weights can be had in."""
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
-
-
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
@@ -107,6 +102,16 @@ def _check_folder(folder: Path) -> None:
                 f"{folder} has only pickled weights (*.bin), which are not read; convert them to safetensors"
             )
         raise InputError(f"{folder} has no weights (*.safetensors); is the folder complete?")
+
+
+def _check_sealed(folder: Path) -> None:
+    """The weights of an expert lie in its stage's folder, whose marker knows what was written there."""
+    marker = folder.parent / EXPERT
+    if marker.is_file() and folder.is_dir():
+        record = read_marker(folder.parent, EXPERT)
+        inside = [name for name in record.get("files") or {} if name.startswith(f"{folder.name}/")]
+        if inside:
+            check_unchanged(folder.parent, record, *inside)
 
 
 @contextmanager
@@ -139,24 +144,27 @@ def _check_finite(model: nn.Module, path: str) -> None:
 
 
 REST = "*"  # the key of the fingerprint of everything that is not targeted
+_KNOWN = "_palora_fingerprints"  # where a model keeps those of its parameters: each is hashed once a load
 
 
 def fingerprints(targets: dict[str, nn.Module], model: nn.Module | None = None) -> dict[str, str]:
     """One short hash per targeted matrix and, given the model, one of all its other parameters under `REST`: a model
-    whose attention was fine-tuned is another model too. Taken over the bfloat16 values, so that loading the same
-    checkpoint in another dtype gives the same fingerprint."""
-    prints = {name: fingerprint(weight(module)) for name, module in targets.items()}
+    whose attention was fine-tuned is another model too."""
+    known: dict[int, tuple[Tensor, int, str]] = {} if model is None else model.__dict__.setdefault(_KNOWN, {})
+
+    def of(parameter: Tensor) -> str:
+        seen, version, value = known.get(id(parameter), (None, 0, ""))
+        if seen is not parameter or version != parameter._version:  # changed in place since
+            value = fingerprint(parameter)
+            known[id(parameter)] = parameter, parameter._version, value
+        return value
+
+    prints = {name: of(module.weight) for name, module in targets.items()}  # type: ignore[arg-type]
     if model is not None:
         own = {id(p) for module in targets.values() for p in module.parameters()}
-        others = [fingerprint(p.detach()) for _, p in sorted(model.named_parameters()) if id(p) not in own]
-        prints[REST] = sha256("".join(others).encode())
+        others = [of(p) for _, p in sorted(model.named_parameters()) if id(p) not in own]
+        prints[REST] = hash_value(others)[:16]
     return prints
-
-
-def fingerprint(matrix: Tensor) -> str:
-    """16 hexadecimal digits that identify a matrix (m × n): its shape and its values in bfloat16."""
-    data = matrix.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(str(tuple(matrix.shape)).encode() + data).hexdigest()[:16]
 
 
 def known_targets(
@@ -174,8 +182,8 @@ def known_targets(
     for name in expected:
         if name not in found and name != REST:
             raise InputError(f"{what} was made for another model: {model_name} has no matrix {name}")
-    for name, value in fingerprints(found, model if REST in expected else None).items():
-        if value != expected[name]:
+    for name, value in fingerprints(found, model).items():
+        if value != expected.get(name, value):
             label = "what is not targeted" if name == REST else name
             raise InputError(
                 f"{what} was made for other weights: {label} of {model_name} has fingerprint {value}, not "
@@ -184,3 +192,45 @@ def known_targets(
     if targets and set(find_targets(model, targets)) != set(found):
         raise InputError(f"--targets names other matrices than those of {what}; leave --targets out")
     return found
+
+
+def is_made_for(model: nn.Module, expected: Mapping[str, str]) -> bool:
+    """Whether `model` is the one that these fingerprints are of."""
+    try:
+        known_targets(model, expected, "it", "the model")
+    except InputError:
+        return False
+    return True
+
+
+WEIGHTS = "*.safetensors"
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")  # tokenizer, template, processor, generation config
+
+
+def whole_path(model: str) -> str:
+    """A model folder by a path that holds wherever it is used from; a hub name as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def model_hash(path: str | Path) -> str:
+    """What tells a model folder from others: the content of its weights and settings. Of a hub model: its name."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return hash_value(str(path))
+    files = {file for pattern in (WEIGHTS, *_BESIDE) for file in folder.glob(pattern)}
+    return hash_value([(file.name, hash_file(file)) for file in sorted(files)])
+
+
+def save_model(model: "PreTrainedModel", source: str | Path, folder: Path) -> None:
+    """Write a model, in its dtype, as a folder like the one it came from: with the tokenizer, chat template, generation
+    config and processor of `source`, the folder or hub name it was loaded from, not as they were set for our use."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(str(folder), safe_serialization=True)
+    if not Path(source).is_dir():
+        AutoTokenizer.from_pretrained(str(source), trust_remote_code=False).save_pretrained(str(folder))
+        return
+    for file in (file for pattern in _BESIDE for file in Path(source).glob(pattern)):
+        written = folder / file.name
+        if file.name not in ("config.json", "training.json") and not file.name.endswith(".index.json"):
+            shutil.copy(file, written)

@@ -15,13 +15,7 @@ _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 # The MLP matrices of each architecture (config.model_type), as endings of module paths.
 MLP_TARGETS: dict[str, tuple[str, ...]] = {
-    "llama": _GATED,
-    "mistral": _GATED,
-    "qwen2": _GATED,
-    "qwen3": _GATED,
-    "gemma": _GATED,
-    "gemma2": _GATED,
-    "gemma3_text": _GATED,
+    **dict.fromkeys("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text".split(), _GATED),
     "phi3": ("mlp.gate_up_proj", "mlp.down_proj"),  # gate and up are one fused matrix, decomposed as one
     "gpt2": ("mlp.c_fc", "mlp.c_proj"),
 }

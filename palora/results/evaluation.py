@@ -12,19 +12,18 @@ Intervals are Wilson's 95%. Arms: `base`, `expert`, and every trained adapter (`
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from palora.common.errors import InputError
 from palora.common.files import read_json, write_json
 from palora.common.progress import progress_bar
 from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
 from palora.data.skills import Problem, Skill
 from palora.language.scoring import Answer, ask_facts, share_correct, solve
-from palora.training.svf import Expert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,20 +39,19 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class TrainedArm:
-    """An adapter folder and the weights it belongs on: `expert` or `original`."""
+class Base:
+    """A model that is an arm itself (`base`, `expert`), and the adapters that go on it."""
 
-    folder: Path
-    base: str
+    arm: str
+    load: "Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]"
+    adapters: Mapping[str, Path]
 
 
 def evaluate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    bases: Sequence[Base],
     questions: Questions,
-    expert: Expert | None,
-    arms: Mapping[str, TrainedArm],
     settings: EvaluateSettings,
+    order: Sequence[str] = (),
     work: Path | None = None,
     identity: str = "",
     seed: int = 0,
@@ -61,43 +59,37 @@ def evaluate(
     """Ask every arm the same questions.
 
     Args:
-        model: the original model; with an expert it leaves as the expert.
-        expert: None leaves the expert arm, and retention against it, empty (null).
-        arms: the trained arms by name, in the order of the report.
+        bases: the original model as `base`, and the expert where there is one. A model is loaded when it is needed.
+        order: of the trained arms, in the report.
         work: a folder where each finished arm is written, so that an interrupted evaluation continues.
         identity: of everything that was asked and of whom; finished arms of another identity are done again.
 
     Returns: the keys arms, retention and answers of `evaluation.json` (docs/design.md).
-
-    Raises: InputError where an arm belongs on an expert and there is none.
     """
     marked: dict[str, dict[str, list[Answer]]] = {}
 
-    def measure(name: str, arm_model: Any) -> None:
-        marked[name] = _resumable(work, name, identity, lambda: _ask(arm_model, tokenizer, questions, settings, name))
+    def adapted(base: Base, folder: Path, arm: str) -> dict[str, list[Answer]]:
+        model, tokenizer = base.load()
+        tuned = PeftModel.from_pretrained(model, str(folder)).eval()
+        try:
+            return _ask(tuned, tokenizer, questions, settings, arm)
+        finally:
+            tuned.unload()
 
-    def measure_trained(base: str) -> None:
-        for name, arm in arms.items():
-            if arm.base == base:
-                adapted = PeftModel.from_pretrained(model, str(arm.folder)).eval()
-                measure(name, adapted)
-                adapted.unload()
+    def itself(base: Base) -> dict[str, list[Answer]]:
+        model, tokenizer = base.load()
+        return _ask(model, tokenizer, questions, settings, base.arm)
 
-    missing = [name for name, arm in arms.items() if arm.base == "expert" and expert is None]
-    if missing:
-        raise InputError(f"the arm {missing[0]} was trained on the expert's weights: give --expert")
-    measure("base", model)
-    measure_trained("original")
-    if expert is not None:
-        expert.apply(model)
-        measure("expert", model)
-        measure_trained("expert")
-    order = ["base", "expert", *arms]
-    results = {name: _summary(marked[name]) if name in marked else None for name in order}
+    for base in bases:
+        marked[base.arm] = _resumable(work, base.arm, identity, partial(itself, base))
+        for arm, folder in base.adapters.items():
+            marked[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
+    arms = ["base", "expert", *(order or [arm for base in bases for arm in base.adapters])]
+    results = {name: _summary(marked[name]) if name in marked else None for name in arms}
     return {
         "arms": results,
         "retention": _retention(results),
-        "answers": _side_by_side({n: marked[n] for n in order if n in marked}, settings.answers, seed),
+        "answers": _side_by_side({n: marked[n] for n in arms if n in marked}, settings.answers, seed),
     }
 
 
@@ -109,11 +101,7 @@ def measure(
 
 
 def _ask(
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    questions: Questions,
-    settings: EvaluateSettings,
-    arm: str,
+    model: Any, tokenizer: "PreTrainedTokenizerBase", questions: Questions, settings: EvaluateSettings, arm: str
 ) -> dict[str, list[Answer]]:
     """Every answer of one arm, by kind: `skill:<name>`, `facts`, `paraphrases`, `known`."""
     paraphrased = [(fact, p) for fact in questions.facts for p in fact.paraphrases]
@@ -190,10 +178,7 @@ def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float |
 
     return {
         name: {
-            skill: {
-                "vs_expert": ratio(arm, arms["expert"], skill),
-                "vs_base": ratio(arm, arms["base"], skill),
-            }
+            skill: {"vs_expert": ratio(arm, arms["expert"], skill), "vs_base": ratio(arm, arms["base"], skill)}
             for skill in arm["skills"]
         }
         for name, arm in arms.items()

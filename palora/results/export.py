@@ -1,54 +1,59 @@
 """Three ways to take the result elsewhere.
 
-adapter    the folded LoRA adapter as it is: plain LoRA on the base it was trained on (default)
-merged     a whole checkpoint with the expert (if any) and the update in the weights. Rounding to bfloat16 puts part of
-           the update back into the protected subspace (1.3% / 13% / 36% of it for ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003):
-           measured, and refused above a limit
-combined   one plain LoRA adapter of rank r + k for the *original* model: the expert's k strongest components and the
-           facts together. The expert's other components are lost; how much that is, is measured
+adapter    the folded LoRA adapter as it is: plain LoRA on the model it was trained on (default)
+merged     a whole checkpoint with the update in the weights. Rounding to bfloat16 puts part of the update back into the
+           protected subspace (1.3% / 13% / 36% of it for ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003): measured, and refused
+           above a limit
+combined   of an adapter that was trained on an expert: one plain LoRA adapter of rank r + k for the *original* model,
+           the expert's k strongest components and the facts together. What the others did is lost: k is as large as it
+           takes to lose no more than a limit
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from palora.algebra.statistics import from_tensors
-from palora.algebra.subspace import STATISTICS, ProtectedSubspaces
+from palora.algebra.decomposition import Decomposition
+from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError, PaloraError
-from palora.common.files import (
+from palora.common.files import load_tensors, read_json, save_tensors, write_json
+from palora.common.folders import (
     check_replaceable,
+    check_unchanged,
     check_writable,
-    load_tensors,
+    folder_hash,
     new_folder,
-    read_json,
-    save_tensors,
-    write_json,
+    read_marker,
+    same_inputs,
+    seal,
 )
 from palora.common.progress import progress_bar
-from palora.front.stages import check_expert
-from palora.language.models import check_dtype, known_targets, load_model
+from palora.common.settings import ExportSettings
+from palora.language.models import known_targets, load_model, save_model
 from palora.language.targets import find_targets, target_endings, weight
 from palora.results.model_card import model_card
 from palora.results.updates import MARKER, Adapter, measure_update
-from palora.training.svf import Expert, expert_delta
+from palora.training.svf import MARKER as EXPERT
+from palora.training.svf import MODEL, Expert, components
 
 FORMATS = ("adapter", "merged", "combined")
-MAX_LEAK = 0.01  # a merge that puts more of the update into the protected subspace is refused
+LOST = ExportSettings.model_fields["max_lost"].default
+MAX_RANK = 512  # what inference servers take
+
+
+class Places(NamedTuple):
+    """Where the things that an adapter was made of are now; None: where they were when it was trained."""
+
+    model: str | None = None
+    expert: Path | None = None
+    protection: Path | None = None
 
 
 def export(
-    adapter: Path,
-    kind: str,
-    out: Path,
-    model: str | None = None,
-    expert: Path | None = None,
-    protection: Path | None = None,
-    dtype: str = "auto",
-    max_leak: float = MAX_LEAK,
-    k: int | None = None,
+    adapter: Path, kind: str, out: Path, settings: ExportSettings | None = None, places: Places | None = None
 ) -> dict[str, Any]:
     """Write an adapter in another form.
 
@@ -56,43 +61,58 @@ def export(
         adapter: a folder that `palora inject` wrote.
         kind: adapter, merged or combined.
         out: the folder to write.
-        model, expert, protection: where these are now; by default where they were when the adapter was trained.
-        dtype: of the merged checkpoint; "auto" is the model's own.
-        max_leak: the largest leak a merge may have after rounding.
-        k: the expert components of a combined adapter; by default as many as are protected, or r.
+        places: where the things that it was made of are now.
 
     Returns: what was measured: `{"kind", "out", …}`.
 
-    Raises: InputError for a folder of another kind or another base; PaloraError where the leak is over the limit.
+    Raises: InputError for a folder of another kind or another base; PaloraError where a limit is passed.
     """
+    settings, places = settings or ExportSettings.model_validate({}), places or Places()
     if kind not in FORMATS:
         raise InputError(f"unknown export {kind!r}; choose one of {', '.join(FORMATS)}")
     loaded = Adapter.load(adapter)
     if not (adapter / MARKER).exists():
         raise InputError(f"{adapter} has no {MARKER}: only adapters that `palora inject` wrote can be exported")
-    record = read_json(adapter / MARKER, "model", "base", "expert", "protection", "fingerprints", "update", "facts")
+    record = read_marker(adapter, MARKER, "model", "protection", "fingerprints", "update", "facts")
+    check_unchanged(adapter, record, "adapter_model.safetensors", "adapter_config.json")
     if out.resolve() == adapter.resolve():
         raise InputError(f"{out} is the adapter itself, which would be lost; choose another --out")
     check_replaceable(out, "merge.json" if kind == "merged" else MARKER)
     check_writable(out.parent)
-    check_dtype(dtype)
-    if k is not None and k < 1:
-        raise InputError(f"k must be at least 1, not {k}")
-    if not max_leak >= 0:
-        raise InputError(f"max_leak must be at least 0, not {max_leak}")
     if kind == "adapter":
         return _copy(adapter, out, record)
-    expert = _place(expert, record["expert"], "expert")
-    protection = _place(protection, record["protection"], "protection")
-    frozen = Expert.load(expert) if expert and record["base"] == "expert" else None
-    check_expert(record, expert, f"the adapter {adapter}")
-    name = model or record["model"]
-    # In the dtype the expert and the adapter were made in: the SVD of rounded weights is another one.
-    base, tokenizer = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
-    known_targets(base, record["fingerprints"], f"the adapter {adapter}", name)
+    name = places.model or record["model"]
     if kind == "merged":
-        return _merge(loaded, record, base, tokenizer, frozen, protection, out, max_leak, dtype)
-    return _combine(loaded, record, base, frozen, protection, out, k)
+        # In the dtype the adapter was made in.
+        model, _ = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
+        known_targets(model, record["fingerprints"], f"the adapter {adapter}", name)
+        protection = _place(places.protection, record["protection"], "protection")
+        return _merge(
+            *(loaded, record, name, model, ProtectedSubspaces.load(protection) if protection else None),
+            *(out, settings.max_leak, settings.dtype),
+        )
+    expert = Expert.load(_expert_of(record, places.expert))
+    if not expert.is_base_of(record):
+        raise InputError(
+            f"the adapter {adapter} was trained on another expert than {expert.record['model']}'s; give that one"
+        )
+    return _combine(loaded, record, expert, places.model or expert.record["model"], out, settings.k, settings.max_lost)
+
+
+def combine_if_it_fits(adapter: Path, out: Path, expert: Path) -> None:
+    """Of a run with an expert, make the adapter for the model that the recipe names, unless its rank would be over
+    `MAX_RANK`: then the expert's model and its adapter are the result."""
+    check_replaceable(out, MARKER)
+    inputs = {"adapter": folder_hash(adapter, MARKER), "expert": folder_hash(expert, EXPERT)}
+    if (out / MARKER).exists() and same_inputs((made := read_json(out / MARKER)).get("inputs"), inputs):
+        return check_unchanged(out, made)
+    loaded, record, frozen = Adapter.load(adapter), read_marker(adapter, MARKER), Expert.load(expert)
+    s = load_tensors(expert / "singular_values.safetensors")
+    k = max(_needed(s[name] * (z - 1), LOST) for name, z in frozen.scales.items())
+    if k + next(iter(loaded.A.values())).shape[0] <= MAX_RANK:
+        _combine(loaded, {**record, "inputs": inputs}, frozen, frozen.record["model"], out, k, LOST)
+    else:
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier run, with another expert
 
 
 def _place(given: Path | None, recorded: str | None, what: str) -> Path | None:
@@ -102,31 +122,38 @@ def _place(given: Path | None, recorded: str | None, what: str) -> Path | None:
     return given or (Path(recorded) if recorded else None)
 
 
+def _expert_of(record: dict[str, Any], given: Path | None) -> Path:
+    """The folder of the expert whose model an adapter was trained on. Raises InputError where it has none."""
+    model = Path(record["model"])
+    if given is None and model.name == MODEL and not model.exists():
+        raise InputError(f"the expert of this adapter is no longer at {model.parent}; say where it is by --expert")
+    if given is None and not (model.parent / EXPERT).is_file():
+        raise InputError("this adapter is on the original model already: there is no expert to combine it with")
+    return given or model.parent
+
+
 def _copy(adapter: Path, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     with new_folder(out, MARKER) as staging:
-        for file in ("adapter_config.json", "adapter_model.safetensors", MARKER):
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(adapter / file, staging / file)
         (staging / "README.md").write_text(model_card(record), encoding="utf-8")
-    return {"kind": "adapter", "out": str(out), "base": record["base"], "leak": record["update"]["leak"]}
+        seal(staging, MARKER, record)
+    return {"kind": "adapter", "out": str(out), "model": record["model"], "leak": record["update"]["leak"]}
 
 
 @torch.no_grad()
 def _merge(
     adapter: Adapter,
     record: dict[str, Any],
+    source: str,
     model: Any,
-    tokenizer: Any,
-    expert: Expert | None,
-    protection: Path | None,
+    protection: ProtectedSubspaces | None,
     out: Path,
     max_leak: float,
     dtype: str,
 ) -> dict[str, Any]:
     """W + ΔW, rounded to the dtype of W. With E = rounded − exact, the leak is max(‖Uᵀ E‖, ‖E V‖) / ‖ΔW‖: a hard
     protection has no other, and for a soft one it is what rounding adds."""
-    subspaces = ProtectedSubspaces.load(protection) if protection else None
-    if expert is not None:
-        expert.apply(model, record["model"])
     if dtype != "auto":
         model.to(getattr(torch, dtype))
     layers = {}
@@ -139,7 +166,10 @@ def _merge(
             error = W.float() - before - delta
             size = delta.norm().clamp_min(1e-30)
             rounding = float(error.norm() / size)
-            layers[name] = {"rounding": rounding, "leak": subspaces[name].leak(error) * rounding if subspaces else None}
+            layers[name] = {
+                "rounding": rounding,
+                "leak": protection[name].leak(error) * rounding if protection else None,
+            }
             advance(1)
     leaks = [layer["leak"] for layer in layers.values() if layer["leak"] is not None]
     leak = max(leaks) if leaks else None
@@ -157,81 +187,65 @@ def _merge(
             f"{max_leak:.2%}); export the adapter, use --dtype float32, or raise --max-leak. Nothing was written"
         )
     with new_folder(out, "merge.json") as staging:
-        model.save_pretrained(str(staging), safe_serialization=True)
-        tokenizer.save_pretrained(str(staging))
+        save_model(model, source, staging)
         write_json(staging / "merge.json", {**result, "adapter": record})
     return result
 
 
 @torch.no_grad()
 def _combine(
-    adapter: Adapter,
-    record: dict[str, Any],
-    model: Any,
-    expert: Expert | None,
-    protection: Path | None,
-    out: Path,
-    k: int | None,
+    adapter: Adapter, record: dict[str, Any], expert: Expert, name: str, out: Path, k: int | None, max_lost: float
 ) -> dict[str, Any]:
     """ΔW = U_K diag(s (z − 1)) V_Kᵀ + (α / r) B A with K the k components where s·abs(z − 1) is largest: by Eckart and
-    Young the best rank-k approximation of the expert's change (of an expert with a basis of its own: not the best). A
-    matrix that was not taught (`inject.targets`) has the expert's part alone."""
-    if expert is None:
-        raise InputError("this adapter is on the original model already: there is no expert to combine it with")
-    targets = find_targets(model, list(expert.scales))
-    decompositions = expert.decompositions(targets)
-    statistics_file = protection / STATISTICS if protection else None
-    kinds = from_tensors(load_tensors(statistics_file)) if statistics_file and statistics_file.exists() else {}
-    known = kinds.get("skills", {})
+    Young the best rank-k approximation of the expert's change. A matrix that was not taught (`inject.targets`) has the
+    expert's part alone."""
+    model, _ = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
+    targets = expert.targets(model, name)
+    parts = {path: (d, d.s * (expert.scales[path] - 1)) for path, d in components(expert, model, targets).items()}
     rank = next(iter(adapter.A.values())).shape[0]
-    k = k or _protected_k(protection) or rank
+    if k is None:
+        k = max(_needed(change, max_lost) for _, change in parts.values())
     tensors: dict[str, Tensor] = {}
-    layers = {}
-    for name, module in targets.items():
-        d, z = decompositions[name], expert.scales[name]
+    lost: dict[str, float] = {}
+    for path, (d, change) in parts.items():
         if k > d.rank:
-            raise InputError(f"{name}: k = {k} is larger than the rank {d.rank}; choose at most {d.rank}")
-        kept = (d.s * (z - 1)).abs().argsort(descending=True)[:k]
-        change = expert_delta(d, z)
-        lost = change - (d.U[:, kept] * (d.s * (z - 1))[kept]) @ d.Vh[kept]
-        A, B = d.Vh.new_zeros(rank, d.Vh.shape[1]), d.U.new_zeros(d.U.shape[0], rank)
-        if name in adapter.A:
-            A, B = adapter.A[name].float(), adapter.scaling[name] * adapter.B[name].float()
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([d.Vh[kept], A])
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([d.U[:, kept] * (d.s * (z - 1))[kept], B], dim=1)
-        layers[name] = {
-            "lost": float(lost.norm() / change.norm().clamp_min(1e-30)),
-            "drift": known[name].drift(lost, weight(module)) if name in known else None,
-        }
+            raise InputError(f"{path}: k = {k} is larger than the rank {d.rank}; choose at most {d.rank}")
+        kept = change.abs().argsort(descending=True)[:k]
+        lost[path] = float(change.clone().index_fill_(0, kept, 0.0).norm() / change.norm().clamp_min(1e-30))
+        A, B = _factors(adapter, path, rank, d)
+        tensors[f"base_model.model.{path}.lora_A.weight"] = torch.cat([d.Vh[kept], A])
+        tensors[f"base_model.model.{path}.lora_B.weight"] = torch.cat([d.U[:, kept] * change[kept], B], dim=1)
+    most = max(lost.values())
+    result = {"kind": "combined", "out": str(out), "r": rank + k, "k": k, "lost": most}
+    result["layers"] = {path: {"lost": share} for path, share in lost.items()}
+    if most > max_lost:
+        raise PaloraError(
+            f"with k = {k} components {most:.0%} of the expert's change of a matrix would be lost (limit "
+            f"{max_lost:.0%}); leave --k out, or raise --max-lost. Nothing was written"
+        )
     config = {**adapter.config, "r": rank + k, "lora_alpha": rank + k, "use_rslora": False}
-    config |= {"base_model_name_or_path": record["model"], "rank_pattern": {}, "alpha_pattern": {}}
-    config |= {"target_modules": target_endings(model, list(targets))}
-    drifts = [layer["drift"] for layer in layers.values() if layer["drift"] is not None]
-    result = {
-        "kind": "combined",
-        "out": str(out),
-        "r": rank + k,
-        "k": k,
-        "lost": max(layer["lost"] or 0.0 for layer in layers.values()),
-        "drift": sum(drifts) / len(drifts) if drifts else None,
-        "layers": layers,
-    }
+    config |= {"base_model_name_or_path": str(Path(name).resolve()) if Path(name).is_dir() else name}
+    config |= {"rank_pattern": {}, "alpha_pattern": {}, "target_modules": target_endings(model, list(targets))}
     with new_folder(out, MARKER) as staging:
         save_tensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(staging / "adapter_config.json", config)
         # Its update is another one, which no protection bounds: the expert moves the protected components themselves.
-        update = {"rule": record["rule"], **measure_update(Adapter.load(staging), targets, None, known)}
-        combined = {**record, "base": "original", "expert": None, "expert_fingerprint": None}
+        update = {"rule": record["rule"], **measure_update(Adapter.load(staging), targets)}
+        combined = {**record, "model": name, "fingerprints": expert.record["fingerprints"]}
         combined |= {"update": update, "combined": result}
-        write_json(staging / MARKER, combined)
         (staging / "README.md").write_text(model_card(combined), encoding="utf-8")
+        seal(staging, MARKER, combined)
     return result
 
 
-def _protected_k(protection: Path | None) -> int | None:
-    """k of a component rule's protection (the largest of any matrix)."""
-    if protection is None:
-        return None
-    modules = ProtectedSubspaces.load(protection).record["modules"].values()
-    counts = [len(m["indices"]) for m in modules if m["indices"] is not None]
-    return max(counts) if counts else None
+def _needed(change: Tensor, max_lost: float) -> int:
+    """How many of the largest of `change` (r,) leave at most `max_lost` of its norm to the others."""
+    left = change.abs().sort().values.double().square().cumsum(0).sqrt()
+    return max(1, int((left > max_lost * left[-1]).sum()))
+
+
+def _factors(adapter: Adapter, path: str, rank: int, d: Decomposition) -> tuple[Tensor, Tensor]:
+    """A (r, n) and (α / r) B (m, r) of one matrix; zeros where it was not taught."""
+    if path not in adapter.A:
+        return d.Vh.new_zeros(rank, d.Vh.shape[1]), d.U.new_zeros(d.U.shape[0], rank)
+    return adapter.A[path].float(), adapter.scaling[path] * adapter.B[path].float()

@@ -8,7 +8,6 @@ from palora.common.errors import InputError
 from palora.common.files import check_tensors, read_json
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import Adapter
-from palora.training.svf import BASIS
 from palora.training.svf import MARKER as EXPERT
 
 
@@ -33,22 +32,21 @@ def inspect_folder(folder: str | Path) -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any]:
     parts = ("expert", "protection", "adapter", "evaluation.json", "report.html")
     done = [name for name in parts if (folder / name).exists()]
-    found: dict[str, Any] = {"kind": "run", "finished": len(done) == len(parts), "parts": done}
+    found: dict[str, Any] = {"kind": "run", "finished": {"evaluation.json", "report.html"} <= {*done}, "parts": done}
     if "evaluation.json" in done:
         evaluation = read_json(folder / "evaluation.json", "arms", "retention")
+        against = "expert" if evaluation["arms"].get("expert") else "base"
         for arm, result in evaluation["arms"].items():
             if result is not None:
-                kept = {skill: values["vs_expert"] for skill, values in evaluation["retention"][arm].items()}
-                found[arm] = {"recall": result["recall"], "retention_vs_expert": kept}
+                kept = {skill: values[f"vs_{against}"] for skill, values in evaluation["retention"][arm].items()}
+                found[arm] = {"recall": result["recall"], f"retention_vs_{against}": kept}
     return found
 
 
 def _expert(folder: Path) -> dict[str, Any]:
     record = read_json(folder / EXPERT, "fingerprints")
     check_tensors(folder / "scales.safetensors")
-    if record.get("basis") == "skill":
-        check_tensors(folder / BASIS)
-    keys = ("kind", "model", "skill", "objective", "basis", "parametrisation", "parameters", "validation_accuracy")
+    keys = ("kind", "model", "skill", "objective", "parametrisation", "parameters", "validation_accuracy")
     return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
 
 
@@ -63,7 +61,7 @@ def _protection(folder: Path) -> dict[str, Any]:
 
 def _adapter(folder: Path) -> dict[str, Any]:
     record = read_json(folder / ADAPTER, "update")
-    keys = ("kind", "model", "base", "expert", "rule", "sides", "budget", "coverage", "facts")
+    keys = ("kind", "model", "rule", "sides", "budget", "coverage", "facts")
     update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
     return {key: record.get(key) for key in keys} | {"r": Adapter.load(folder).config["r"]} | update
 
@@ -85,7 +83,7 @@ def _merged(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "merge.json", "adapter")
     source = record["adapter"]
     kept = {key: record[key] for key in ("kind", "dtype", "leak", "rounding")}
-    return kept | {"model": source["model"], "base": source["base"], "rule": source["rule"]}
+    return kept | {"model": source["model"], "rule": source["rule"]}
 
 
 _KINDS = {

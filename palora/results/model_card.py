@@ -7,13 +7,6 @@ from typing import Any
 def model_card(record: Mapping[str, Any]) -> str:
     """A model card from `palora.json`."""
     update, facts = record["update"], record["facts"]
-    on_expert = record["base"] == "expert"
-    base = (
-        f"the expert of `{record['model']}`: its weights scaled by the expert folder. Write them out with "
-        "`palora export --as merged`, or make one adapter for the original model with `--as combined`"
-        if on_expert
-        else f"`{record['model']}`"
-    )
     protection = (
         "none: this is plain LoRA, the control"
         if record["rule"] == "none"
@@ -28,7 +21,7 @@ tags: [lora, palora, knowledge-injection]
 
 A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 
-- **Goes on** {base}.
+- **Goes on** `{record["model"]}`, and on no other model: its facts are lost there without a word.
 - **Protection**: {protection}.
 - **In the loss** besides the facts: {_pairs(update.get("loss") or {}) or "nothing"}.
 - **Size of the update**: ‖ΔW‖ = {_number(update["norm"])} ({_number(update["relative_norm"])} of ‖W‖).

@@ -1,6 +1,6 @@
-"""Results as tables, on the terminal and in Markdown, and what stands in their cells."""
+"""Results as tables on the terminal, and what stands in their cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -10,14 +10,14 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     arms = {name: arm for name, arm in evaluation["arms"].items() if arm is not None}
-    skills = list(next(iter(arms.values()))["skills"])
+    skills, against = list(next(iter(arms.values()))["skills"]), "expert" if "expert" in arms else "base"
     table = Table(title="Facts learned, skill kept", title_justify="left")
     table.add_column("arm")
     for heading in ("recall", "paraphrases", "known facts"):
         table.add_column(heading, justify="right")
     for skill in skills:
         table.add_column(skill, justify="right")
-        table.add_column("vs expert", justify="right")
+        table.add_column(f"vs {against}", justify="right")
     for heading in ("‖ΔW‖/‖W‖", "drift", "leak"):
         table.add_column(heading, justify="right")
     for name, arm in arms.items():
@@ -26,38 +26,10 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
         for skill in skills:
             low, high = arm["skills"][skill]["ci95"]
             cells.append(f"{percent(arm['skills'][skill]['accuracy'])} [{low:.0%}, {high:.0%}]")
-            cells.append(percent(evaluation["retention"][name][skill]["vs_expert"]))
+            cells.append(percent(evaluation["retention"][name][skill][f"vs_{against}"]))
         cells += [number(update.get(key)) for key in ("relative_norm", "drift", "leak")]
         table.add_row(name, *cells, style="bold" if name == "palora" else None)
     Console(width=None if Console().is_terminal else 160).print(table)
-
-
-def spectrum_table(result: Mapping[str, Any]) -> None:
-    """Print what is left without each band of every matrix at once, and how far that moves the outputs."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="What is left without a band of components, of every matrix", title_justify="left")
-    for heading in ("band", "width", result["skill"], "known facts", "perplexity", "drift"):
-        table.add_column(heading, justify="left" if heading == "band" else "right")
-    whole = [row for row in result["removals"] if row["part"] == "all" and row["kind"] != "slice"]
-    for row in ({"kind": "–", "fraction": None, "drift": None, **result["base"]}, *whole):
-        low, high = row["skill"]["ci95"]
-        table.add_row(
-            row["kind"],
-            "–" if row["fraction"] is None else f"{row['fraction']:.0%}",
-            f"{percent(row['skill']['accuracy'])} [{low:.0%}, {high:.0%}]",
-            percent(row["known_facts"]["accuracy"] if row["known_facts"] else None),
-            number(row["perplexity"]["skill"]),
-            number(row["drift"]),
-        )
-    Console(width=None if Console().is_terminal else 120).print(table)
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown, all columns but the first to the right."""
-    ruler = "|---|" + "---:|" * (len(heads) - 1)
-    return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def percent(value: float | None) -> str:

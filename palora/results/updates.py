@@ -97,11 +97,7 @@ def measure_update(
     leak is the largest of any matrix; drift the mean over the matrices that have statistics, of which one without an
     update counts 0; norm sqrt(Σ ‖ΔW‖²), relative_norm that over sqrt(Σ ‖W‖²).
     """
-    hard = (
-        protection is not None
-        and protection.hard
-        and any(s.input is not None or s.output is not None for s in protection.values())
-    )
+    hard = protection is not None and protection.hard and protection.protects
     layers: dict[str, dict[str, float | None]] = {}
     weights = 0.0
     adapter.check(modules)

@@ -18,9 +18,10 @@ import typer
 from palora.common.files import write_json
 from palora.common.versions import versions
 from palora.data.facts import write_facts
-from palora.data.skills import chain, get_skill, minmax
+from palora.data.skills import get_skill
 from palora.language.prompts import batches, encode_example, pad
 from palora.language.scoring import ask_facts, share_correct, solve
+from palora.testbed import chain, minmax
 from palora.testbed.tokenizer import build_tokenizer
 from palora.testbed.world import known_facts
 
@@ -70,8 +71,7 @@ def train(
     facts = known_facts()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2),
+        optimizer, lambda step: min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
     )
     curve = []
     for step in range(1, steps + 1):

@@ -1,7 +1,6 @@
 """Stage 1: train the singular value fine-tuning expert on a skill.
 
-Only the scales z are trained, one per singular component of every targeted matrix; with `basis: skill` per component of
-W in the basis of the skill's inputs (`decomposition.py`). Two objectives:
+Only the scales z are trained, one per singular component of every targeted matrix. Two objectives:
 
     reward      REINFORCE on verifiable answers: minimise −mean (R − b) log p(answer), R = +1 right, −1 wrong. The model
                 answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`).
@@ -12,35 +11,37 @@ The best validation checkpoint is what is kept; the first one is the untouched b
 it on the validation problems.
 """
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from palora.algebra.decomposition import Decomposition, decompose_on, decompose_targets
-from palora.algebra.statistics import input_statistics
 from palora.common.errors import InputError, PaloraError
-from palora.common.files import check_tensors, load_tensors, save_tensors, sha256
+from palora.common.files import check_tensors, load_tensors, save_tensors
+from palora.common.hashes import hash_value
 from palora.common.metrics import MetricsLog
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
 from palora.language.generation import end_tokens, generate_ids
-from palora.language.keep import skill_examples
 from palora.language.models import fingerprints
 from palora.language.prompts import Example, encode_example, encode_prompt, pad
 from palora.language.scoring import Answer, share_correct, solve
-from palora.language.targets import find_targets, weight
-from palora.training.svf import SVF, Expert, load_basis, save_basis, svf_layers
+from palora.language.targets import find_targets
+from palora.training.svf import SVF, Expert, decompose_targets, svf_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 
 
 @dataclass
@@ -59,7 +60,7 @@ def train_expert(
     skill: Skill,
     settings: ExpertSettings,
     work: Path,
-    model_name: str,
+    model_name: str = "the model",
     targets: list[str] | None = None,
     seed: int = 0,
 ) -> Expert:
@@ -82,8 +83,10 @@ def train_expert(
         raise InputError(f"the skill {skill.name} has problems without a solution; use the objective reward")
     modules = find_targets(model, targets)
     prints = fingerprints(modules, model)
-    identity = sha256(repr((settings, prints, str(model.dtype), skill.name, train, validation, seed)).encode())
-    decompositions = _components(model, tokenizer, skill, modules, settings, work / "basis.safetensors", identity)
+    asked = [[asdict(p) for p in problems] for problems in (train, validation)]
+    stated = settings.model_dump(exclude_defaults=True)
+    identity = hash_value([stated, prints, str(model.dtype), skill.name, asked, seed])
+    decompositions = decompose_targets(model, modules)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -119,44 +122,15 @@ def train_expert(
         "model": model_name,
         "skill": skill.name,
         "objective": settings.objective,
-        "basis": settings.basis,
         "parametrisation": settings.parametrisation,
         "parameters": sum(z.numel() for z in state.best.values()),
-        "validation_accuracy": {
-            "base": state.base_accuracy,
-            "expert": state.best_accuracy,
-            "n": len(validation),
-        },
+        "validation_accuracy": {"base": state.base_accuracy, "expert": state.best_accuracy, "n": len(validation)},
         "settings": settings.model_dump(),
         "seed": seed,
         "fingerprints": prints,
     }
     singular_values = {name: d.s for name, d in decompositions.items()}
-    return Expert(state.best, record, singular_values, decompositions if settings.basis == "skill" else {})
-
-
-def _components(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    skill: Skill,
-    modules: dict[str, nn.Module],
-    settings: ExpertSettings,
-    file: Path,
-    identity: str,
-) -> dict[str, Decomposition]:
-    """What is scaled: the components of the weights, or of the weights in the basis of the skill's inputs. That basis
-    is made once, and kept in `file`: made again it could differ by a rotation, and the scales with it."""
-    if settings.basis == "weights":
-        with progress_bar("Decomposing", len(modules)) as advance:
-            return decompose_targets(modules, advance)
-    if file.exists() and check_tensors(file).get("identity") == identity:
-        basis = load_basis(file)
-        return {name: basis[name].to(weight(module).device) for name, module in modules.items()}
-    examples = skill_examples(model, tokenizer, skill, settings.basis_examples)
-    statistics = input_statistics(model, modules, examples, skill.name)
-    found = {name: decompose_on(weight(modules[name]), inputs) for name, inputs in statistics.items()}
-    save_basis(file, found, {"identity": identity})
-    return found
+    return Expert(state.best, record, singular_values)
 
 
 def _step(
@@ -220,12 +194,7 @@ def _rollouts(
             part = batch[start : start + settings.rollout_batch_size]
             prompts = [encode_prompt(tokenizer, p.prompt) for p in part]
             ids, width = generate_ids(
-                model,
-                tokenizer,
-                prompts,
-                skill.max_new_tokens,
-                settings.temperature,
-                generator_seed=seed + start,
+                model, tokenizer, prompts, skill.max_new_tokens, settings.temperature, generator_seed=seed + start
             )
             texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
             for problem, prompt, tokens, text in zip(part, prompts, ids[:, width:].tolist(), texts, strict=True):
@@ -251,36 +220,19 @@ def _save(path: Path, identity: str, state: _State, layers: dict[str, SVF], opti
     tensors = {f"best/{name}": z for name, z in state.best.items()}
     for name, layer in layers.items():
         tensors[f"p/{name}"] = layer.p
-        tensors[f"m/{name}"] = optimizer.state[layer.p]["exp_avg"]
-        tensors[f"v/{name}"] = optimizer.state[layer.p]["exp_avg_sq"]
-    save_tensors(
-        path,
-        tensors,
-        {
-            "identity": identity,
-            "iteration": str(state.iteration),
-            "base_accuracy": repr(state.base_accuracy),
-            "best_accuracy": repr(state.best_accuracy),
-        },
-    )
+        tensors |= {f"{moment}/{name}": optimizer.state[layer.p][moment] for moment in _MOMENTS}
+    stands = [state.iteration, state.base_accuracy, state.best_accuracy]
+    save_tensors(path, tensors, {"identity": identity, "stands": json.dumps(stands)})
 
 
 def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> _State | None:
     """Continue from a checkpoint of this very training, if there is one."""
-    if not path.exists():
+    if not path.exists() or (metadata := check_tensors(path)).get("identity") != identity:
         return None
-    metadata = check_tensors(path)
-    if metadata.get("identity") != identity:
-        return None
-    tensors = load_tensors(path)
-    iteration = int(metadata["iteration"])
+    tensors, (iteration, base, best) = load_tensors(path), json.loads(metadata["stands"])
     with torch.no_grad():
         for name, layer in layers.items():
             layer.p.copy_(tensors[f"p/{name}"])
-            optimizer.state[layer.p] = {
-                "step": torch.tensor(float(iteration)),
-                "exp_avg": tensors[f"m/{name}"].to(layer.p.device),
-                "exp_avg_sq": tensors[f"v/{name}"].to(layer.p.device),
-            }
-    best = {name: tensors[f"best/{name}"] for name in layers}
-    return _State(iteration, float(metadata["base_accuracy"]), float(metadata["best_accuracy"]), best)
+            moments = {moment: tensors[f"{moment}/{name}"].to(layer.p.device) for moment in _MOMENTS}
+            optimizer.state[layer.p] = {"step": torch.tensor(float(iteration)), **moments}
+    return _State(iteration, base, best, {name: tensors[f"best/{name}"] for name in layers})

@@ -1,12 +1,13 @@
 """Stage 2: teach the facts with LoRA, under the constraint, by TRL's SFTTrainer.
 
-Question/answer pairs, loss on the answer only. The base weights are the expert's or the original's; the adapter's
-update cannot touch the protected subspace (see `lora.py`). The same function trains the control, plain LoRA, with
-`protection` None: both arms share the facts, their order and the budget.
+Question/answer pairs, loss on the answer only. The update cannot touch the protected subspace (see `lora.py`). The same
+function trains the control, plain LoRA, with `protection` None: both arms share the facts, their order and the budget.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ import torch
 from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from palora.algebra.statistics import InputStatistics, combine
+from palora.algebra.statistics import Statistics
 from palora.algebra.subspace import ProtectedSubspaces
-from palora.bench.tuners import BILINEAR, Tuner, check_terms, tune
 from palora.common.errors import InputError
-from palora.common.files import clear_errors, sha256
+from palora.common.files import atomic_write_text, clear_errors
+from palora.common.hashes import hash_value
 from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.progress import progress_bar
 from palora.common.settings import InjectSettings
@@ -27,12 +28,39 @@ from palora.language.keep import Kept
 from palora.language.models import fingerprints
 from palora.language.prompts import encode_example
 from palora.language.targets import find_targets, taught, weight
-from palora.training.lora import trained_parameters
+from palora.training.lora import is_plain_product, lora_model, trained_parameters
 from palora.training.terms import Drift, Rehearsal, Term
 from palora.training.watching import FACTORS, Allowance, ExactResume, OnRecall, Watch, diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Adapt = Callable[["PreTrainedModel", InjectSettings, list[str], ProtectedSubspaces | None], Any]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside the facts in a training.
+
+    Args:
+        arm: its name in the metrics.
+        targets: endings of the targeted matrices; by default those of the protection, or the MLP matrices.
+        statistics: the inputs of what is to be kept, for `settings.drift` and the drift in the curve; by default those
+            of the protection.
+        rows: what is to be kept and how much it weighs, for `settings.replay` and `distil`.
+        kept_share: (the model) -> the smallest share of a skill that is left, for `settings.lose_at_most`.
+        on_recall: called at every recall check with the model (in evaluation mode), its recall and the epoch. With it,
+            recall is checked also where `stop_at_recall` is not set.
+        adapt: how a model is made trainable; LoRA, under the protection where there is one.
+    """
+
+    arm: str = "palora"
+    targets: list[str] | None = None
+    statistics: Statistics | None = None
+    rows: Sequence[tuple[float, Kept]] = ()
+    kept_share: Callable[[Any], float] | None = None
+    on_recall: OnRecall | None = None
+    adapt: Adapt = lora_model
 
 
 def inject(
@@ -42,34 +70,19 @@ def inject(
     settings: InjectSettings,
     work: Path,
     protection: ProtectedSubspaces | None = None,
-    targets: list[str] | None = None,
+    beside: Beside = Beside(),
     seed: int = 0,
-    stage: str = "palora",
-    on_recall: OnRecall | None = None,
-    tuner: Tuner = "lora",
-    kept: Sequence[Kept] = (),
-    statistics: Mapping[str, Mapping[str, InputStatistics]] | None = None,
-    kept_share: Callable[[Any], float] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Train an adapter on the facts.
 
     Args:
-        model: the base of this stage: the expert's weights already applied, or the original model.
+        model: the model to teach.
         work: a folder of its own for checkpoints and `metrics.jsonl`. The same training called again continues from
             there: remove the folder to train afresh.
         protection: what the update may not touch; None is plain LoRA.
-        targets: endings of the targeted matrices; by default those of the protection, or the MLP matrices.
-        stage: the arm's name in the metrics.
-        on_recall: called at every recall check with the model (in evaluation mode), its recall and the epoch. With it,
-            recall is checked also where `stop_at_recall` is not set.
-        tuner: how the update is parametrised (`tuners.py`); others than lora only without a protection.
-        kept: what is to be kept, for `settings.replay` and `distil` and the tuner corda.
-        statistics: the inputs of what is to be kept, by kind (`statistics.from_tensors`), for `settings.drift`; the
-            drift on the skills' is part of the curve.
-        kept_share: (the model) -> the smallest share of a skill that is left, for `settings.lose_at_most`.
+        beside: what else is given to this training.
 
-    Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter), or for the tuner full the model itself, and
-    the training record.
+    Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter), and the training record.
 
     Raises: InputError where a fact is longer than the model's context, or something to keep is missing; PaloraError
     when the loss is no longer a number.
@@ -77,36 +90,32 @@ def inject(
     from datasets import Dataset
     from trl import SFTTrainer
 
-    check_terms(tuner, settings)
     rows = _rows(model, tokenizer, facts, settings)
-    names = taught(list(protection or find_targets(model, targets)), settings.targets)
+    names = taught(list(protection or find_targets(model, beside.targets)), settings.targets)
     modules = find_targets(model, names)
-    rehearsed = kept if settings.rehearses or tuner == "corda" else ()
-    weighed = combine(statistics or {}, settings.keep.weights) if settings.drift else {}
-    sums = [float(own.factor.double().sum()) for own in weighed.values()]
-    identity = sha256(
-        repr((settings, rows, seed, fingerprints(modules), _identity(protection), tuner, rehearsed, sums)).encode()
-    )
+    statistics = beside.statistics if beside.statistics is not None else getattr(protection, "statistics", Statistics())
+    settings = with_drift_where_possible(settings, statistics)
+    identity = _identity(facts, settings, fingerprints(modules, model), protection, beside, seed)
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
     W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
-    term = Drift(weighed, W, settings.drift / len(rows)) if settings.drift else None
-    skills = (statistics or {}).get("skills")
-    measured = Drift(skills, W) if skills and tuner in BILINEAR else None
+    weights = settings.keep.weights
+    term = Drift(statistics.weighed(weights, names), W, settings.drift / len(rows)) if settings.drift else None
     terms: list[Term] = [term] if term else []
     if settings.rehearses:
-        terms.append(Rehearsal(settings.replay, settings.distil, kept, settings.kept_batch_size, seed))
-    examples = [example for thing in kept if thing.weight > 0 for example in thing.examples]
-    tuned = tune(model, settings, names, protection, tuner, examples)
+        terms.append(Rehearsal(settings.replay, settings.distil, beside.rows, settings.kept_batch_size, seed))
+    skills = statistics.skills(names)
+    tuned = beside.adapt(model, settings, names, protection)
+    measured = Drift(skills, W) if skills and is_plain_product(tuned) else None
     allowance = None
     if settings.lose_at_most is not None:
-        if kept_share is None:
+        if beside.kept_share is None:
             raise InputError("inject.lose_at_most needs a skill to measure: give --skill")
-        allowance = Allowance(settings.lose_at_most, kept_share, term, work)
+        allowance = Allowance(settings.lose_at_most, beside.kept_share, term, work)
     resume_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
-    log = MetricsLog(work / "metrics.jsonl", stage, resume_step)
+    log = MetricsLog(work / "metrics.jsonl", beside.arm, resume_step)
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
-    watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, on_recall, measured, allowance)
+    watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, beside.on_recall, measured, allowance)
     if allowance:
         allowance.resume(work / "metrics.jsonl", resume_step)
     arguments = _arguments(settings, work, seed, steps_per_epoch, model.device.type)
@@ -128,7 +137,7 @@ def inject(
         callbacks=[watch, ExactResume()],
     )
     trainer.remove_callback(PrinterCallback)  # the watch writes the curve
-    bar = progress_bar(f"Teaching the facts ({stage})", settings.epochs * steps_per_epoch, resume_step)
+    bar = progress_bar(f"Teaching the facts ({beside.arm})", settings.epochs * steps_per_epoch, resume_step)
     with clear_errors(work / "checkpoints"), bar as watch.advance:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not all(factor.isfinite().all() for factor in trained_parameters(tuned).values()):  # after the last log
@@ -148,6 +157,16 @@ def inject(
     return tuned.eval(), record
 
 
+def with_drift_where_possible(settings: InjectSettings, statistics: Statistics) -> InjectSettings:
+    """The settings, without the drift term where nothing is known of what is to be kept. Raises InputError where it was
+    asked for."""
+    if not settings.drift or statistics:
+        return settings
+    if "drift" in settings.model_fields_set:
+        raise InputError("--drift needs the statistics of what is kept: give a --protection that was made with --skill")
+    return settings.model_copy(update={"drift": 0.0})
+
+
 def _last(curve: Sequence[Mapping[str, Any]], key: str) -> Any:
     """The last value of `key` in the training curve."""
     return next((row[key] for row in reversed(curve) if key in row), None)
@@ -161,10 +180,7 @@ def _learned(work: Path, step: int, settings: InjectSettings) -> bool:
 
 
 def _rows(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    facts: Sequence[Fact],
-    settings: InjectSettings,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: Sequence[Fact], settings: InjectSettings
 ) -> list[dict[str, list[int]]]:
     """One row a question: token ids, and labels that are −100 on the prompt."""
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -190,7 +206,7 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.bf16,
+        bf16=device != "cpu" if settings.bf16 is None else settings.bf16,
         max_length=None,
         packing=False,
         save_strategy="steps",
@@ -209,19 +225,30 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
     return arguments
 
 
-def _identity(protection: ProtectedSubspaces | None) -> str:
-    if protection is None:
-        return "none"
-    parts = [f"{n}:{s.input if s.input is None else s.input.double().sum().item()}" for n, s in protection.items()]
-    return repr(sorted(protection.record.items(), key=lambda item: item[0])) + "".join(parts)
+def _identity(
+    facts: Sequence[Fact],
+    settings: InjectSettings,
+    prints: Mapping[str, str],
+    protection: ProtectedSubspaces | None,
+    beside: Beside,
+    seed: int,
+) -> str:
+    """What tells this training from another one. Not its tokens: a chat template may print the date."""
+    bases = {} if protection is None else protection.subspaces
+    sums = {name: [_sum(own.input), _sum(own.output), own.scale] for name, own in bases.items()}
+    things = beside.statistics.things if beside.statistics else ()
+    kept = [[thing.kind, thing.name, sum(_sum(own.factor) or 0 for own in thing.of.values())] for thing in things]
+    shown = [[weight, thing.kind, thing.name, len(thing.examples)] for weight, thing in beside.rows]
+    how = [settings.model_dump(exclude_defaults=True), settings.paraphrases, beside.adapt.__name__, seed]
+    return hash_value([how, [asdict(fact) for fact in facts], prints, sums, kept, shown])
+
+
+def _sum(tensor: torch.Tensor | None) -> float | None:
+    return None if tensor is None else tensor.double().sum().item()
 
 
 def _last_checkpoint(work: Path, identity: str) -> Path | None:
     """The newest checkpoint of this very training; those of another one are thrown away."""
-    import shutil
-
-    from palora.common.files import atomic_write_text
-
     folder, stamp = work / "checkpoints", work / "checkpoints" / "identity"
     if stamp.exists() and stamp.read_text() == identity:
         for checkpoint in folder.glob("checkpoint-*"):

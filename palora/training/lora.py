@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear, LoraVariant
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from transformers.pytorch_utils import Conv1D
 
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.common.errors import InputError
+from palora.common.settings import InjectSettings
+from palora.language.targets import target_endings
 
 
 @dataclass
@@ -201,6 +203,30 @@ def factors(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, Tenso
         )
         found[name] = A, B, layer.scaling["default"]
     return found
+
+
+def lora_model(
+    model: nn.Module, settings: InjectSettings, names: list[str], protection: ProtectedSubspaces | None = None
+) -> Any:
+    """A model with a fresh LoRA adapter on the matrices `names`, under a protection where one is given."""
+    common: dict[str, Any] = {
+        "r": settings.r,
+        "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.lora_dropout,
+        "target_modules": target_endings(model, names),
+        "task_type": "CAUSAL_LM",
+    }
+    if protection is None:
+        return get_peft_model(model, LoraConfig(**common))
+    return get_peft_model(model, PaloraConfig(**common, protection=protection))
+
+
+def is_plain_product(model: nn.Module) -> bool:
+    """Whether the update of a model in training is (α / r) B A and nothing else, so that drift can be measured."""
+    configs = getattr(model, "peft_config", {}).values()
+    return bool(configs) and all(
+        isinstance(c, LoraConfig) and not c.use_dora and c.init_lora_weights != "corda" for c in configs
+    )
 
 
 def trained_parameters(model: nn.Module) -> dict[str, Tensor]:

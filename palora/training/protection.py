@@ -1,9 +1,8 @@
 """Between the stages: find the protected subspace of every targeted matrix, by a rule and what is to be kept.
 
-What to keep is a list: skills (their problems and worked solutions), known facts, plain text. Each gives an input
-covariance of trace 1 per matrix, and their weighted sum is what the input rules protect. Before anything is trained,
-the coverage tells what a protection is worth: the share of the skill's input energy inside it, and of the new facts'
-(a good one covers the skill and not the facts).
+Everything that is to be kept gives statistics of its own, one list (`algebra/statistics.py`); the input rules look at
+their sum by weights. Before anything is trained, the coverage tells what a protection is worth: the share of the
+skill's input energy inside it, and of the new facts' (a good one covers the skill and not the facts).
 """
 
 import logging
@@ -12,20 +11,32 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from palora.algebra.decomposition import Decomposition, decompose_targets
-from palora.algebra.rules import EXPERT_RULES, KEEP_RULES, RULES, SOFT_RULES, Budget, Evidence, Sides, check_rule
-from palora.algebra.statistics import Covariances, InputStatistics, collect, groups, input_statistics, mix, to_tensors
+from palora.algebra.rules import (
+    COMPONENT_RULES,
+    EXPERT_RULES,
+    INPUT_RULES,
+    RULES,
+    SOFT_RULES,
+    Budget,
+    Evidence,
+    Selection,
+    Sides,
+    check_rule,
+)
+from palora.algebra.statistics import InputStatistics, KeptInputs, Statistics
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.common.errors import InputError
-from palora.common.progress import progress_bar
+from palora.common.module_names import module_label
+from palora.common.settings import ProtectSettings
 from palora.data.facts import Fact
-from palora.language.keep import Keep, Kept
+from palora.language.collect import collect, covered, shared_inputs
+from palora.language.keep import Keep
 from palora.language.models import fingerprints
 from palora.language.prompts import encode_example
 from palora.language.targets import find_targets, target_endings, weight
-from palora.training.svf import Expert
+from palora.training.svf import Expert, components, decompose_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,87 +47,78 @@ log = logging.getLogger("palora")
 def protect(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    rule: str,
-    budget: Budget,
-    sides: Sides | None = None,
-    expert: Expert | None = None,
+    settings: ProtectSettings,
     keep: Keep | None = None,
     facts: Sequence[Fact] = (),
+    expert: Expert | None = None,
     targets: list[str] | None = None,
     model_name: str = "the model",
     seed: int = 0,
-    base: str = "expert",
-) -> tuple[ProtectedSubspaces, dict[str, Tensor]]:
-    """Find the protected subspaces.
+) -> ProtectedSubspaces:
+    """Find the protected subspaces of a model; it comes back unchanged.
 
     Args:
-        model: the original model; with an expert and `base` expert it leaves as the expert (W <- W(z)).
-        rule, budget, sides: see `rules.py`.
+        model: the one that stage 2 will teach.
+        settings: the rule (`algebra/rules.py`), how much, on which sides, and what each kind of things to keep weighs.
         keep: what the input statistics are collected from; without it only component rules work, and there is no
             coverage and no drift.
         facts: the new facts, for their coverage only.
+        expert: whose scales the rule reads; `model` is then the expert, or the original that it was made of.
         targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
-        base: the weights that stage 2 trains on, whose inputs are kept: expert (where there is one) or original.
 
-    Returns: the subspaces with their record, and the input statistics of each kind of things to keep, to store beside
-    them: drift is measured on the skills', and the loss of stage 2 may weigh all of them.
+    Returns: the subspaces with their record, and the statistics of everything that is to be kept.
 
     Raises: InputError where rule, budget, expert and model do not go together.
     """
-    budget, sides = check_rule(rule, budget, sides)
+    budget, sides = check_protection(settings)
+    rule = settings.rule
     if rule in EXPERT_RULES and expert is None:
         raise InputError(f"the rule {rule} needs an expert: give --expert, or choose sigma, random or activation")
-    if rule in KEEP_RULES and keep is None:
+    if rule in EXPERT_RULES and expert is not None and expert.moved < 1e-6:
+        raise InputError(
+            "the expert moved no component: on its validation problems nothing was better than the untouched model, so "
+            f"the rule {rule} has nothing to go by; train it longer or otherwise, or choose covariance or sigma"
+        )
+    if rule in INPUT_RULES and keep is None:
         raise InputError(f"the rule {rule} needs something to keep: give --skill, --known-facts, --text or --prompts")
-    modules = expert.targets(model, model_name, targets) if expert else find_targets(model, targets)
-    prints = fingerprints(modules, model)
-    decompositions: dict[str, Decomposition] = {}
-    components: dict[str, Decomposition] = {}  # those that the expert scales
-    moved: dict[str, float] = {}
-    with progress_bar("Decomposing", len(modules)) as advance:
-        if expert is not None:
-            components = expert.decompositions(modules, advance)
-            moved = {name: _movement(components[name], expert.scales[name]) for name in modules}
-        if expert is not None and (rule in EXPERT_RULES or not expert.basis):
-            decompositions = components
-        elif rule not in KEEP_RULES | {"none"}:  # of W itself
-            decompositions = decompose_targets(modules, advance)
-    if expert is not None and base == "expert":
-        expert.apply(model, model_name, components)
+    modules = expert.marked(model, model_name, targets) if expert else find_targets(model, targets)
+    inputs = shared_inputs(model, modules) if keep else {}
+    statistics = _of_kept(model, tokenizer, modules, inputs, keep)
+    weights = settings.keep.weights
+    if rule in INPUT_RULES and not any(weights[kind] for kind in statistics.kinds):
+        raise InputError("nothing is to be kept: every weight under keep is 0")
+    weighed = statistics.weighed(weights) if rule in INPUT_RULES else {}
+    skills = statistics.skills()
+    decompositions = {}
+    if rule in EXPERT_RULES and expert is not None:
+        decompositions = components(expert, model, modules)
+    elif rule in COMPONENT_RULES:
+        decompositions = decompose_targets(model, modules)
 
-    weighed = rule in KEEP_RULES
-    statistics, kinds = _statistics(model, tokenizer, modules, keep, weighed) if keep else ({}, {})
-    skill_only = kinds.get("skills", {})
-    fact_statistics = _fact_statistics(model, tokenizer, modules, facts, keep)
     generator = torch.Generator().manual_seed(seed)
-    average = mean(moved.values()) if moved else 0.0
-    subspaces: dict[str, ProtectedSubspace] = {}
-    described: dict[str, Any] = {}
+    chosen: dict[str, Selection] = {}
     for name in modules:
+        same = inputs.get(name, name)
+        if rule in INPUT_RULES and same in chosen:  # gate and up read one input
+            chosen[name] = chosen[same]
+            continue
         evidence = Evidence(
-            decomposition=decompositions.get(name),
-            scales=expert.scales[name] if expert else None,
-            statistics=statistics.get(name),
-            generator=generator,
-            W=weight(modules[name]),
-            emphasis=moved[name] / (average or 1.0) if moved else 1.0,
+            decompositions.get(name), expert.scales[name] if expert else None, weighed.get(name), generator
         )
         try:
-            chosen = RULES[rule](evidence, budget, sides)
+            chosen[name] = RULES[rule](evidence, budget, sides)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        subspace = subspaces[name] = chosen.subspace.to("cpu")
-        described[name] = {
-            "k_input": 0 if subspace.input is None else subspace.input.shape[1],
-            "k_output": 0 if subspace.output is None else subspace.output.shape[1],
-            "rank": min(weight(modules[name]).shape),
-            "indices": None if chosen.indices is None else chosen.indices.tolist(),
-            "scores": None if chosen.scores is None else [round(x, 7) for x in chosen.scores.tolist()],
-            "coverage": {
-                "skill": _coverage(skill_only.get(name), subspace),
-                "facts": _coverage(fact_statistics.get(name), subspace),
-            },
-        }
+    subspaces = {name: own.subspace.to("cpu") for name, own in chosen.items()}
+    new: dict[str, float] = {}
+    if facts:
+        examples = [encode_example(tokenizer, f.question, f.answer) for f in facts[: settings.keep.examples]]
+        bases = {name: own.input for name, own in subspaces.items()}
+        new = covered(model, modules, bases, examples, "the facts")
+    described = {
+        name: _described(chosen[name], min(weight(module).shape), _coverage(name, subspaces[name], skills, new))
+        for name, module in modules.items()
+    }
     record = {
         "kind": "protection",
         "model": model_name,
@@ -124,15 +126,22 @@ def protect(
         "sides": sides,
         "hard": rule not in SOFT_RULES,
         "budget": {key: value for key, value in vars(budget).items() if value is not None},
-        "keep": keep.describe() if keep else None,
+        "keep": {**keep.describe(), "weights": weights} if keep else None,
         "expert": expert.record.get("skill") if expert else None,
         "seed": seed,
         "target_modules": target_endings(model, list(modules)),
-        "fingerprints": prints,
+        "fingerprints": fingerprints(modules, model),
         "coverage": {kind: _mean([m["coverage"][kind] for m in described.values()]) for kind in ("skill", "facts")},
         "modules": described,
     }
-    return ProtectedSubspaces(subspaces, record), to_tensors(kinds)
+    return ProtectedSubspaces(subspaces, record, statistics)
+
+
+def check_protection(settings: ProtectSettings) -> tuple[Budget, Sides]:
+    """The budget and the sides of a protection, with the rule's defaults. Raises InputError where they do not go
+    together."""
+    budget = Budget(settings.k, settings.fraction, settings.share, settings.strength)
+    return check_rule(settings.rule, budget, settings.sides)
 
 
 def coverage_warning(record: Mapping[str, Any]) -> str | None:
@@ -147,58 +156,54 @@ def coverage_warning(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _statistics(
+def _of_kept(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     modules: dict[str, nn.Module],
-    keep: Keep,
-    weighed: bool,
-) -> tuple[dict[str, InputStatistics], dict[str, dict[str, InputStatistics]]]:
-    """The statistics of everything to keep by its weights, for the rule (empty unless `weighed`), and of each kind."""
-    kept = keep.tokenised(model, tokenizer)
-    if weighed and not any(thing.weight > 0 for thing in kept):
-        raise InputError("nothing is to be kept: every weight under keep is 0")
-    mixed: dict[str, InputStatistics] = {}
-    kinds: dict[str, dict[str, InputStatistics]] = {thing.kind: {} for thing in kept}
-    only = {thing.kind for thing in kept if thing.weight > 0}
-    for group in groups(modules):
-        found: list[tuple[Kept, Covariances]] = []
-        for thing in kept:
-            with progress_bar(f"Statistics of {thing.label}", len(thing.examples)) as advance:
-                found.append((thing, collect(model, group, thing.examples, progress=advance)))
-        for kind, statistics in kinds.items():
-            statistics |= mix([(1.0, covariances) for thing, covariances in found if thing.kind == kind])
-        if len(only) == 1:  # the same mixture: do not factorise it twice
-            mixed |= {name: kinds[next(iter(only))][name] for name in group}
-        elif weighed:
-            mixed |= mix([(thing.weight, covariances) for thing, covariances in found if thing.weight > 0])
-    return mixed, kinds
-
-
-def _fact_statistics(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    modules: dict[str, nn.Module],
-    facts: Sequence[Fact],
+    inputs: Mapping[str, str],
     keep: Keep | None,
-) -> dict[str, InputStatistics]:
-    if not facts:
-        return {}
-    limit = keep.examples if keep else Keep().examples
-    examples = [encode_example(tokenizer, f.question, f.answer) for f in facts[:limit]]
-    return input_statistics(model, modules, examples, "the facts")
+) -> Statistics:
+    """The statistics of everything that is to be kept, thing by thing."""
+    if keep is None:
+        return Statistics()
+    things = []
+    for kind, name, examples in keep.tokenised(model, tokenizer):
+        of = {key: own.to("cpu") for key, own in collect(model, modules, inputs, examples, name).items()}
+        _warn_of_one_direction(name, of)
+        things.append(KeptInputs(kind, name, of))
+    return Statistics(tuple(things), inputs)
 
 
-def _movement(d: Decomposition, z: Tensor) -> float:
-    """‖s (z − 1)‖ / ‖s‖: how far the expert moved a matrix, relatively."""
-    s = d.s.cpu()
-    return float((s * (z.cpu() - 1)).norm() / s.norm())
+def _warn_of_one_direction(name: str, of: Mapping[str, InputStatistics]) -> None:
+    """Say where nearly all energy lies in one direction: a coverage of that is no coverage of the rest."""
+    shares = {key: float(own.factor[:, 0].square().sum()) + own.tail for key, own in of.items()}
+    hollow = {key: share for key, share in shares.items() if share > 0.5}
+    if hollow:
+        worst = max(hollow, key=lambda key: hollow[key])
+        log.warning(
+            "one direction holds over half of the input energy of %s in %d of %d inputs (%.0f%% in %s): coverage and "
+            "drift there are mostly of that one",
+            *(name, len(hollow), len(of), 100 * hollow[worst], module_label(worst)),
+        )
 
 
-def _coverage(statistics: InputStatistics | None, subspace: ProtectedSubspace) -> float | None:
-    if statistics is None:
-        return None
-    return round(statistics.coverage(subspace.input), 6)
+def _described(chosen: Selection, rank: int, coverage: Mapping[str, float | None]) -> dict[str, Any]:
+    """What the record says of one matrix."""
+    V, U, scores = chosen.subspace.input, chosen.subspace.output, chosen.scores
+    return {
+        **{"k_input": 0 if V is None else V.shape[1], "k_output": 0 if U is None else U.shape[1], "rank": rank},
+        "indices": None if chosen.indices is None else chosen.indices.tolist(),
+        "scores": None if scores is None else [round(x, 7) for x in scores.tolist()],
+        "coverage": coverage,
+    }
+
+
+def _coverage(
+    name: str, subspace: ProtectedSubspace, skills: Mapping[str, InputStatistics], facts: Mapping[str, float]
+) -> dict[str, float | None]:
+    """The share of input energy that is held back from an update: 1 − c (1 − tr(Vᵀ C V) / tr C)."""
+    inside = {"skill": skills[name].coverage(subspace.input) if name in skills else None, "facts": facts.get(name)}
+    return {kind: None if x is None else round(1 - subspace.scale * (1 - x), 6) for kind, x in inside.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

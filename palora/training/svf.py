@@ -1,67 +1,32 @@
-"""Singular value fine-tuning (Transformer², arXiv 2501.06252): one scale per singular component.
-
-    W(z) = U diag(s · z) Vᵀ = W + U diag(s · (z − 1)) Vᵀ,        z in Rʳ, z = 1 is the base model
-
-The second form is the one computed: at z = 1 it is W exactly, whatever the rounding of the SVD. Two parametrisations of
-z by the trained vector p (r,), both starting at z_eff = 1:
-
-    linear     z_eff = p
-    sigmoid    z_eff = z · Σs / Σ(s·z) with z = sigmoid(p): the sum of the singular values is kept (the reference code)
-
-Only the effective scale z_eff, what really multiplies s, is ever stored or ranked. The components are those of W, or of
-W in the basis of the skill's inputs (`decomposition.py`); in the second case the expert carries them with it.
-"""
+"""Singular value fine-tuning layers, and the expert that they make: W <- W(z) = U diag(s · z) Vᵀ
+(`algebra/scales.py`)."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from palora.algebra.decomposition import Decomposition, decompose_targets
+from palora.algebra.decomposition import Decomposition, cached_decomposition, decompose_all, reconstructs
+from palora.algebra.scales import START, Parametrisation, effective_scale, expert_delta
 from palora.common.errors import InputError
-from palora.common.files import load_tensors, new_folder, read_json, save_tensors, write_json
-from palora.language.models import REST, known_targets
+from palora.common.files import load_tensors, save_tensors
+from palora.common.folders import check_unchanged, new_folder, read_marker, seal
+from palora.common.progress import progress_bar
+from palora.language.models import EXPERT as MARKER
+from palora.language.models import REST, fingerprints, is_made_for, known_targets, load_model, save_model
 from palora.language.targets import is_transposed, weight
 
-MARKER = "expert.json"
-BASIS = "basis.safetensors"
-Parametrisation = Literal["linear", "sigmoid"]
-_SIGMOID_START = 0.1  # any constant gives z_eff = 1; the reference code starts around 0.1
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-def effective_scale(p: Tensor, s: Tensor, parametrisation: Parametrisation) -> Tensor:
-    """z_eff (r,) from the trained vector p (r,) and the singular values s (r,)."""
-    if parametrisation == "linear":
-        return p
-    z = torch.sigmoid(p)
-    return z * s.sum() / (s * z).sum()
-
-
-def expert_delta(d: Decomposition, z: Tensor) -> Tensor:
-    """U diag(s · (z − 1)) Vᵀ (m, n): what the scales z (r,) change in W."""
-    return (d.U * (d.s * (z - 1))) @ d.Vh
-
-
-def save_basis(path: Path, basis: dict[str, Decomposition], metadata: dict[str, str] | None = None) -> None:
-    """Write the components of every matrix."""
-    parts = {f"{name}.{part}": tensor for name, d in basis.items() for part, tensor in vars(d).items()}
-    save_tensors(path, parts, metadata)
-
-
-def load_basis(path: Path) -> dict[str, Decomposition]:
-    """What `save_basis` wrote. Raises InputError where it is missing or damaged."""
-    stored, parts = load_tensors(path), ("U", "s", "Vh", "Y")
-    names = dict.fromkeys(key.rpartition(".")[0] for key in stored)
-    try:
-        return {name: Decomposition(*(stored[f"{name}.{part}"] for part in parts)) for name in names}
-    except KeyError as error:
-        raise InputError(f"{path}: it has no {error}; train the expert again") from None
+SCALES = "scales.safetensors"
+MODEL = "model"  # the folder of the expert's weights
 
 
 class SVF(nn.Module):
@@ -77,7 +42,7 @@ class SVF(nn.Module):
         self.register_buffer("U", d.U, persistent=False)
         self.register_buffer("s", d.s, persistent=False)
         self.register_buffer("Vh", d.Vh, persistent=False)
-        self.p = nn.Parameter(torch.full_like(d.s, 1.0 if parametrisation == "linear" else _SIGMOID_START))
+        self.p = nn.Parameter(torch.full_like(d.s, START[parametrisation]))
 
     def scale(self) -> Tensor:
         """z_eff (r,), differentiable."""
@@ -109,73 +74,104 @@ def svf_layers(
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
 
 
+def decompose_targets(model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, Decomposition]:
+    """The decomposition of every targeted matrix of a model."""
+    with progress_bar("Decomposing", len(targets)) as advance:
+        matrices = {name: weight(module) for name, module in targets.items()}
+        return decompose_all(matrices, fingerprints(targets, model), advance)
+
+
 @dataclass(frozen=True)
 class Expert:
-    """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training
-    (base model, fingerprints, parametrisation, skill, objective, accuracies). `singular_values` (s, one vector a module
-    path) are only kept for looking at the scales along the spectrum. `basis` holds the components that are scaled,
-    where they are not W's own."""
+    """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training:
+    `model` and `fingerprints` are of the original model, whose components are scaled; `expert_fingerprints` of the
+    model that they make of it. `singular_values` (s, one vector a module path) are kept for looking at the scales
+    along the spectrum."""
 
     scales: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
     singular_values: dict[str, Tensor] = field(default_factory=dict)
-    basis: dict[str, Decomposition] = field(default_factory=dict)
 
-    def save(self, folder: str | Path, metrics: Path | None = None) -> None:
-        """Write `scales.safetensors` and `expert.json`, atomically, and a copy of the training curve `metrics`."""
+    @property
+    def moved(self) -> float:
+        """The largest change of any scale, max abs(z − 1): 0 where the untouched base was the best."""
+        return max((float((z - 1).abs().max()) for z in self.scales.values()), default=0.0)
+
+    def is_base_of(self, record: Mapping[str, Any]) -> bool:
+        """Whether the adapter of a record was trained on the model that these scales make."""
+        made, prints = self.record.get("expert_fingerprints") or {}, record.get("fingerprints") or {}
+        return bool(prints) and all(made.get(name) == value for name, value in prints.items())
+
+    def save(
+        self,
+        folder: str | Path,
+        metrics: Path | None = None,
+        model: "PreTrainedModel | None" = None,
+        source: str | Path | None = None,
+    ) -> None:
+        """Write `scales.safetensors` and `expert.json`, atomically, a copy of the training curve `metrics`, and in
+        `model/` the weights of `model`, which has the scales applied; `source` is where the original is."""
         with new_folder(Path(folder), MARKER) as staging:
             if metrics is not None:
                 shutil.copy(metrics, staging / "metrics.jsonl")
-            save_tensors(staging / "scales.safetensors", self.scales)
+            save_tensors(staging / SCALES, self.scales)
             if self.singular_values:
                 save_tensors(staging / "singular_values.safetensors", self.singular_values)
-            if self.basis:
-                save_basis(staging / BASIS, self.basis)
-            write_json(staging / MARKER, self.record)
+            if model is not None:
+                save_model(model, source or self.record["model"], staging / MODEL)
+            seal(staging, MARKER, self.record)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Expert":
-        """Read a folder that `save` wrote. Raises InputError if it is not one."""
+        """Read a folder that `save` wrote. Raises InputError if it is not one, or has changed since."""
         folder = Path(folder)
         if not (folder / MARKER).exists():
             raise InputError(f"{folder} is not an expert folder (no {MARKER}); train one with `palora expert`")
-        record = read_json(folder / MARKER, "fingerprints")
-        scales = load_tensors(folder / "scales.safetensors")
+        record = read_marker(folder, MARKER, "fingerprints")
+        scales = load_tensors(folder / SCALES)
         if set(scales) != set(record["fingerprints"]) - {REST}:
-            raise InputError(f"{folder}: scales.safetensors and {MARKER} name different matrices; train it again")
-        basis = load_basis(folder / BASIS) if record.get("basis") == "skill" else {}
-        if basis and {name: z.shape for name, z in scales.items()} != {name: d.s.shape for name, d in basis.items()}:
-            raise InputError(f"{folder}: scales.safetensors and {BASIS} do not go together; train it again")
-        return cls(scales, record, basis=basis)
-
-    def decompositions(
-        self, targets: dict[str, nn.Module], progress: Callable[[int], None] | None = None
-    ) -> dict[str, Decomposition]:
-        """The components that the scales belong to: those of the targeted matrices, or the expert's own basis."""
-        if not self.basis:
-            return decompose_targets(targets, progress)
-        return {name: self.basis[name].to(weight(module).device) for name, module in targets.items()}
+            raise InputError(f"{folder}: {SCALES} and {MARKER} name different matrices; train it again")
+        check_unchanged(folder, record, SCALES)
+        return cls(scales, record)
 
     def targets(self, model: nn.Module, name: str, targets: list[str] | None = None) -> dict[str, nn.Module]:
-        """The modules of `model` the expert was trained on. Raises InputError unless their weights are the same, and
+        """The modules of the original model that are scaled. Raises InputError unless `model` is that model, and
         `targets`, where given, name the same modules."""
         return known_targets(model, self.record["fingerprints"], "the expert", name, targets)
 
-    @torch.no_grad()
-    def apply(
-        self,
-        model: nn.Module,
-        name: str = "the model",
-        decompositions: dict[str, Decomposition] | None = None,
-    ) -> None:
-        """Turn the base model into the expert, in place: W <- W(z). Raises InputError on another model.
+    def marked(self, model: nn.Module, name: str, targets: list[str] | None = None) -> dict[str, nn.Module]:
+        """The same modules, of the original model or of the expert. Raises InputError on any other model."""
+        made = self.record.get("expert_fingerprints")
+        if made and is_made_for(model, made):
+            return known_targets(model, made, "the expert", name, targets)
+        return self.targets(model, name, targets)
 
-        Args:
-            name: what error messages call the model.
-            decompositions: the components that are scaled, where they are at hand.
-        """
+    @torch.no_grad()
+    def apply(self, model: nn.Module, name: str = "the model") -> None:
+        """Turn the original model into the expert, in place: W <- W(z). Raises InputError on another model."""
         targets = self.targets(model, name)
-        decompositions = decompositions or self.decompositions(targets)
-        for path, module in targets.items():
-            d = decompositions[path]
-            weight(module).add_(expert_delta(d, self.scales[path].to(d.s.device)))
+        for path, d in decompose_targets(model, targets).items():
+            weight(targets[path]).add_(expert_delta(d, self.scales[path].to(d.s.device)))
+
+
+def components(expert: Expert, model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, Decomposition]:
+    """The components that the scales of an expert belong to: those of the *original* weights, whichever of the two
+    models is at hand. They come from the cache; where they are gone from it, the original model is loaded again."""
+    prints = expert.record["fingerprints"]
+    if is_made_for(model, prints):
+        return decompose_targets(model, targets)
+    found = {}
+    for name, module in targets.items():
+        W = weight(module)
+        d = cached_decomposition(prints[name], W.dtype)
+        if d is None or not reconstructs(
+            replace(d, s=d.s * expert.scales[name]), W.cpu(), 8 * torch.finfo(W.dtype).eps + 1e-5
+        ):
+            break
+        found[name] = d.to(W.device)
+    else:
+        return found
+    source = expert.record["model"]
+    dtype = str(next(iter(targets.values())).weight.dtype).removeprefix("torch.")
+    original, _ = load_model(source, dtype, str(next(model.parameters()).device))
+    return decompose_targets(original, expert.targets(original, source))

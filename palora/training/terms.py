@@ -34,7 +34,7 @@ class Drift:
     With ΔW = c B A it is c² tr(Bᵀ B · A C Aᵀ) / tr(W C Wᵀ): products of r columns, never a matrix of W's size.
 
     Args:
-        statistics: of the inputs that count.
+        statistics: of the inputs that count, at every taught matrix.
         W: each taught matrix (m, n) before training.
         weight: λ; may be changed while training.
 
@@ -76,20 +76,16 @@ class Rehearsal:
 
     Args:
         replay, distil: ρ and κ, one of them over 0.
+        kept: the things to keep, each with its weight.
         batch_size: rows a step.
 
     Raises: InputError where nothing is kept.
     """
 
     def __init__(
-        self,
-        replay: float,
-        distil: float,
-        kept: Sequence[Kept],
-        batch_size: int,
-        seed: int,
+        self, replay: float, distil: float, kept: Sequence[tuple[float, Kept]], batch_size: int, seed: int
     ) -> None:
-        self.kept = [thing for thing in kept if thing.weight > 0 and thing.examples]
+        self.kept = [(weight, thing) for weight, thing in kept if weight > 0 and thing.examples]
         if not self.kept:
             raise InputError("replay and distil need something to keep: give a skill, known facts or text")
         self.replay, self.distil, self.batch_size, self.seed = replay, distil, batch_size, seed
@@ -97,8 +93,8 @@ class Rehearsal:
     def rows(self, step: int) -> list[Example]:
         """The kept rows of a step."""
         rng = random.Random(f"{self.seed}/{step}")
-        things = rng.choices(self.kept, [thing.weight for thing in self.kept], k=self.batch_size)
-        return [rng.choice(thing.examples) for thing in things]
+        drawn = rng.choices(self.kept, [weight for weight, _ in self.kept], k=self.batch_size)
+        return [rng.choice(thing.examples) for _, thing in drawn]
 
     def __call__(self, model: Any, step: int) -> Tensor:
         ids, attended, answers = pad(self.rows(step), next(model.parameters()).device)

@@ -24,8 +24,8 @@ BUILTIN = {
     "humaneval": "humaneval:skill",
     "arc_easy": "arc:easy",
     "arc_challenge": "arc:challenge",
-    "chain": "chain:SKILL",
-    "minmax": "minmax:SKILL",
+    "chain": "palora.testbed.chain:SKILL",
+    "minmax": "palora.testbed.minmax:SKILL",
 }
 
 
@@ -42,7 +42,7 @@ def get_skill(spec: str) -> Skill:
     name, _, folder = spec.partition(":")
     if name in BUILTIN:
         module, attribute = BUILTIN[name].split(":")
-        made = getattr(import_module(f"{__name__}.{module}"), attribute)
+        made = getattr(import_module(module if "." in module else f"{__name__}.{module}"), attribute)
         if not isinstance(made, Skill):
             return made(Path(folder).expanduser() if folder else None)
         if folder:

@@ -20,15 +20,7 @@ from palora.data.skills.numbers import boxed
 from palora.data.skills.rows import Row, read_folder, read_hub
 
 REQUEST = r"Reason step by step, and put the final answer within \boxed{}."
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
+SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus".split()
 
 
 def score(completion: str, problem: Problem) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from palora.common.wording import capital, enumeration, percent, significant
+from palora.results.pages.page import words
 from palora.results.pages.results import GOAL, Results
 from palora.results.pages.run_folder import Run, finite, mapping
 
@@ -94,8 +95,7 @@ def _compared(results: Results, control: str, skill: str, kept: float, other: fl
     if kept < other:
         tail = "; the 95% intervals overlap" if overlap else ""
         return Finding(
-            "✗",
-            f"{name} kept less of {skill} than {rival} did ({percent(kept)} against {percent(other)}{tail}).",
+            "✗", f"{name} kept less of {skill} than {rival} did ({percent(kept)} against {percent(other)}{tail})."
         )
     if overlap:
         text = f"On {skill} the 95% intervals of {name} and {rival} overlap: the difference may be chance."
@@ -146,33 +146,13 @@ def limits(results: Results, run: Run) -> list[str]:
                 f"The {skill} skill was measured on {count:,} problems: the accuracy of {name} is known to about "
                 f"±{half:.1f} points (95%). A smaller difference is not shown by this run."
             )
-    notes.append(
-        "The intervals cover the choice of problems and facts, not the luck of training: this is one run with "
-        f"one seed. An error bar on skill kept takes the {results.reference}'s own accuracy as exact."
-    )
-    leak = finite(results.update(results.subject, "leak"))
+    said, leak = words("limits"), finite(results.update(results.subject, "leak"))
+    notes.append(said["luck"].format(reference=results.reference))
     if leak is not None:
-        notes.append(
-            "A hard constraint guarantees that the update does not touch the protected directions (the leak "
-            f"measured here is {significant(leak)}). It does not guarantee that the skill is kept: a skill that "
-            "also uses other directions can still be lost. Skill kept is an observation."
-        )
-    elif run.protection and not run.constrained:
-        notes.append(
-            "No direction of the update is forbidden or damped: what is added to the loss weighs what is kept against "
-            "what is learned. That the skill is kept is an observation, not a guarantee."
-        )
+        notes.append(said["hard"].format(leak=significant(leak)))
     elif run.protection:
-        notes.append(
-            "Soft protection damps the update in the directions that carry the skill and forbids none of them, "
-            "so it has no leak to measure; drift says how far the update still moves the outputs. That the skill "
-            "is kept is an observation, not a guarantee."
-        )
-    notes.append(
-        "Answers were generated freely and judged by rule. A result on a small model is a claim about the "
-        "mechanics of the method, not about large models."
-    )
-    return notes
+        notes.append(said["soft" if run.constrained else "free"])
+    return [*notes, said["answers"]]
 
 
 def expert_training(run: Run) -> str:
@@ -188,16 +168,7 @@ def expert_training(run: Run) -> str:
     return f"The expert was trained by {method.replace('_', ' ')}: the cheap option; SVF's published way is by reward."
 
 
-RULES = {
-    "svf": "the components whose scale the SVF expert changed most",
-    "svf_weighted": "the components whose weight the SVF expert changed most (singular value times change of scale)",
-    "sigma": "the components with the largest singular values",
-    "random": "components drawn at random: the control that tells whether the choice matters",
-    "activation": "the input directions that carry the most energy of what is to be kept",
-    "covariance": "every input direction, softly, the more so the more energy of what is to be kept it carries",
-    "svf_covariance": "every input direction, softly, by its energy, and the more in matrices that the expert moved",
-    "whitened": "the input directions that make the largest outputs on what is to be kept",
-}
+RULES = words("rules")
 
 
 def protection_summary(run: Run, results: Results) -> str:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from palora.results.plots.style import PALETTE
 
 if TYPE_CHECKING:
@@ -38,3 +40,9 @@ def _strong(sentence: str) -> "Markup":
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"((?:&[gl]t; )?\d[\d,.]*%)(?! interval)", r"<b>\1</b>", str(escape(sentence))))
+
+
+def words(kind: str) -> dict[str, str]:
+    """What the report says of its own words (`words.yaml`): measures, rules or limits, by their name."""
+    told: dict[str, dict[str, str]] = yaml.safe_load((HERE / "words.yaml").read_text(encoding="utf-8"))
+    return {name: text.strip() for name, text in told[kind].items()}

@@ -42,6 +42,7 @@ def render(run: Run) -> str:
     return page.fill(
         Path(__file__).with_name("report.html.jinja"),
         name=run.name,
+        say=page.words("reading"),
         results=results,
         headline=headline(results),
         findings=findings(results),

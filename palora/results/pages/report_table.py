@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from palora.common.wording import significant
+from palora.results.pages.page import words
 from palora.results.pages.results import Results
 from palora.results.pages.run_folder import finite
 from palora.results.table import percent
@@ -27,26 +28,7 @@ class Row:
     definition: str
 
 
-DEFINITIONS = {
-    "accuracy": "Share of the skill's test problems answered correctly, with its 95% interval.",
-    "retention vs expert": "The arm's accuracy divided by the expert's: at 100% none of the expert's skill is lost.",
-    "retention vs base": "The arm's accuracy divided by the base model's.",
-    "recall": "Share of the new facts whose freely generated answer contains the answer, or one of its aliases, as "
-    "whole words. With its 95% interval.",
-    "recall, exact": "Share of the new facts whose answer is the expected one, or an alias, and nothing else.",
-    "paraphrase recall": "Recall when the questions are asked in words that were not trained on.",
-    "locality": "Share of facts the base already knew that are still answered correctly.",
-    "rule": "How the protected subspace was chosen for the arm.",
-    "in the loss": "What stands in the loss beside the facts, with its weight: the drift on what is kept, replay of "
-    "its rows, or distillation on them.",
-    "leak": "Share of the update inside the protected subspace, max(‖U_Sᵀ ΔW‖, ‖ΔW V_S‖) / ‖ΔW‖, the largest of any "
-    "matrix: about 0 under a hard rule, not defined for a soft one. Plain LoRA's is against palora's subspace.",
-    "drift": "How far the update moves a layer's output on the skill's own inputs, relative to that output, "
-    "√(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)): the mean over the matrices.",
-    "‖ΔW‖": "Size of the update: the Frobenius norm over all targeted matrices.",
-    "‖ΔW‖ / ‖W‖": "The same, relative to the weights it changes.",
-    "parameters": "How many numbers were trained.",
-}
+DEFINITIONS = words("measures")
 
 
 def table(results: Results) -> list[tuple[str, list[Row]]]:

@@ -29,11 +29,7 @@ def curves(
     figure, axes = panel(width, 0.66 * width)
     for arm, (xs, ys) in series.items():
         style = styles[arm]
-        look: dict[str, Any] = {
-            "color": colour(style.slot),
-            "marker": style.marker,
-            "markeredgecolor": colour("page"),
-        }
+        look: dict[str, Any] = {"color": colour(style.slot), "marker": style.marker, "markeredgecolor": colour("page")}
         if len(ys) > 40:
             axes.plot(xs, ys, color=colour(style.slot), lw=0.8, alpha=0.3)
             axes.plot(xs, _running_mean(ys), lw=2, markevery=max(1, len(xs) // 6), ms=6.5, **look)

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from palora.results.plots.figure import WIDE, colour, level, panel, percent_axis, styled
 from palora.results.plots.label_placement import best_place, is_far
 from palora.results.plots.style import Style
@@ -28,12 +26,7 @@ class Point:
 
 @styled
 def tradeoff(
-    points: Sequence[Point],
-    styles: Mapping[str, Style],
-    *,
-    skill: str,
-    reference: str = "expert",
-    goal: float = 0.95,
+    points: Sequence[Point], styles: Mapping[str, Style], *, skill: str, reference: str = "expert", goal: float = 0.95
 ) -> "Figure":
     """Facts learned (x) against skill kept (y), a labelled point per arm.
 
@@ -50,77 +43,14 @@ def tradeoff(
     axes.text(1, 1.015, note, transform=axes.transAxes, ha="right", fontsize=10.5, color=colour("muted"))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_locator(MultipleLocator(0.25 if top < 1.8 else 0.5 if top < 4 else 1))
-    _draw_points(axes, sorted(points, key=lambda point: point.arm == "palora"), styles, (goal, goal))
-    return figure
-
-
-@styled
-def kept(points: Sequence[Point], styles: Mapping[str, Style], *, xlabel: str, ylabel: str) -> "Figure":
-    """Two things kept against each other, a labelled point a method (`Point.recall` is x). The corner where at least
-    95% of the one and 90% of the other are kept is shaded."""
-    figure, axes = panel(2 * WIDE, 520)
-    low = min([0.8, *((p.kept_ci or (p.kept, 0))[0] - 0.05 for p in points)])
-    top = max([1.06, *((p.kept_ci or (0, p.kept))[1] + 0.03 for p in points)])
-    left = min([0.5, *((p.recall_ci or (p.recall, 0))[0] - 0.05 for p in points)])
-    axes.set(xlim=(max(-0.03, left), 1.03), ylim=(max(0.0, low), top), xlabel=xlabel, ylabel=ylabel)
-    _draw_points(axes, points, styles, (0.9, 0.95))
-    return figure
-
-
-@styled
-def frontier(
-    lines: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]],
-    styles: Mapping[str, Style],
-    *,
-    ylabel: str,
-) -> "Figure":
-    """Facts learned (x) against skill kept (y): a line per method through its means (recall, kept, 95% interval), one
-    for each milestone that it reached. Upwards and to the right is better."""
-    figure, axes = panel(WIDE, 320)
-    level(axes, 1, zorder=0.8)
-    for method, points in lines.items():
-        if not points:
-            continue
-        xs, ys, intervals = zip(*points, strict=True)
-        errors = [_lengths(y, i) or [[0.0], [0.0]] for y, i in zip(ys, intervals, strict=True)]
-        style = styles[method]
-        axes.errorbar(
-            xs,
-            ys,
-            yerr=np.array([[e[0][0] for e in errors], [e[1][0] for e in errors]]),
-            color=colour(style.slot),
-            marker=style.marker,
-            ms=7,
-            lw=1.4,
-            elinewidth=1,
-            markeredgecolor=colour("page"),
-        )
-    axes.set(xlabel="facts learned (mean recall at the milestone)", ylabel=ylabel)
-    axes.set_ylim(max(0.0, axes.get_ylim()[0]), max(1.08, axes.get_ylim()[1]))
-    for axis in (axes.xaxis, axes.yaxis):
-        percent_axis(axis)
-    return figure
-
-
-@styled
-def clouds(
-    points: Mapping[str, Sequence[tuple[float, float]]], styles: Mapping[str, Style], *, xlabel: str, ylabel: str
-) -> "Figure":
-    """A point (x, share kept) a run, in the colour and marker of its method."""
-    figure, axes = panel(WIDE, 320)
-    for method, pairs in points.items():
-        style = styles[method]
-        xs, ys = zip(*pairs, strict=True)
-        axes.plot(xs, ys, style.marker, color=colour(style.slot), ms=6, mec=colour("page"), mew=0.6)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None), xlim=(0, None))
-    percent_axis(axes.yaxis)
+    draw_points(axes, sorted(points, key=lambda point: point.arm == "palora"), styles, (goal, goal))
     return figure
 
 
 # --- labelled points ------------------------------------------------------------------------------
 
 
-def _draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Style], goal: tuple[float, float]) -> None:
+def draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Style], goal: tuple[float, float]) -> None:
     """Labelled points of shares, on the axes' limits, the corner beyond `goal` (x, y) shaded; palora's is larger."""
     from matplotlib.patches import Rectangle
 
@@ -135,8 +65,8 @@ def _draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Sty
         axes.errorbar(
             point.recall,
             point.kept,
-            xerr=_lengths(point.recall, point.recall_ci),
-            yerr=_lengths(point.kept, point.kept_ci),
+            xerr=lengths(point.recall, point.recall_ci),
+            yerr=lengths(point.kept, point.kept_ci),
             fmt=style.marker,
             color=colour(style.slot),
             markersize=(9 if few else 8) + 2 * (point.arm == "palora"),
@@ -150,7 +80,7 @@ def _draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Sty
     _place_labels(axes, points, styles)
 
 
-def _lengths(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
+def lengths(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
     """Error bars from an interval; never negative, as rounding may put the value just outside."""
     if interval is None:
         return None

@@ -28,10 +28,7 @@ def split_of(prompt: str) -> Split:
 
 
 def draw(
-    operators: Operators,
-    rng: random.Random,
-    weights: Sequence[float] | None = None,
-    split: Split | None = None,
+    operators: Operators, rng: random.Random, weights: Sequence[float] | None = None, split: Split | None = None
 ) -> Problem:
     """One random problem.
 

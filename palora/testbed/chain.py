@@ -9,8 +9,8 @@ import operator
 import random
 from collections.abc import Sequence
 
-from palora.data.skills import steps
 from palora.data.skills.base import Problem, Split
+from palora.testbed import steps
 
 OPERATORS: steps.Operators = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 SKILL = steps.make_skill("chain", OPERATORS)

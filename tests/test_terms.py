@@ -1,27 +1,31 @@
 """What is added to the loss, against dense algebra and plain loops."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
 
-from palora.algebra.rules import Budget
-from palora.algebra.statistics import collect, combine, factorise, from_tensors
+from palora.algebra.statistics import factorise
 from palora.bench.tuners import live_delta
 from palora.common.errors import InputError
-from palora.common.settings import InjectSettings
+from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.skills import get_skill
-from palora.language.keep import Keep, Kept
+from palora.language.collect import collect, shared_inputs
+from palora.language.keep import Keep, Kept, weighed
 from palora.language.prompts import Example, encode_example
 from palora.language.scoring import Answer
 from palora.language.targets import find_targets, weight
 from palora.testbed.world import known_facts, new_facts
-from palora.training.injection import inject
+from palora.training.injection import Beside, inject
 from palora.training.lora import PaloraConfig
 from palora.training.protection import protect
 from palora.training.terms import Drift, Rehearsal
 
-SETTINGS = InjectSettings(r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=4, batch_size=4)
+SETTINGS = InjectSettings(
+    r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=4, batch_size=4, drift=0.0, stop_at_recall=None
+)
 
 
 @pytest.fixture
@@ -45,20 +49,22 @@ def adapted(model, names, protection=None):
 def test_drift_is_that_of_dense_algebra(model, tokenizer, examples, directions, constrained):
     """Whole statistics and truncated ones, whose tail counts as isotropic; plain LoRA and under the soft rule."""
     targets = find_targets(model)
-    C = collect(model, targets, examples)
+    inputs = shared_inputs(model, targets)
+    found = collect(model, targets, inputs, examples)
+    C = {name: found[key].factor.double() @ found[key].factor.double().T for name, key in inputs.items()}
     statistics = {name: factorise(C[name], directions) for name in targets}
     W = {name: weight(module).clone() for name, module in targets.items()}
     protection = None
     if constrained:
         keep = Keep([get_skill("chain")], examples=16)
-        protection, _ = protect(model, tokenizer, "covariance", Budget(strength=3.0), keep=keep)
+        protection = protect(model, tokenizer, ProtectSettings(rule="covariance", strength=3.0), keep)
     tuned = adapted(model, list(targets), protection)
     term = Drift(statistics, W, weight=7.0)
     found = term.squares(tuned).mean()
     dense = []
     for name, own in statistics.items():
-        F, E = own.factor.double(), own.directions.double()
-        whole = F @ F.T + own.rest * (torch.eye(len(F)) - E @ E.T)
+        G = own.factor.double()
+        whole = G @ G.T + own.tail * torch.eye(len(G))
         delta = live_delta(tuned, name, W[name]).double()
         dense.append((delta @ whole @ delta.T).trace() / (W[name].double() @ whole @ W[name].double().T).trace())
     assert found.item() == pytest.approx(torch.stack(dense).mean().item(), rel=1e-4)
@@ -77,7 +83,7 @@ def test_drift_is_that_of_dense_algebra(model, tokenizer, examples, directions, 
 
 def test_the_rows_of_a_step_are_its_own_and_follow_the_weights():
     things = zip((3.0, 1.0, 0.0), (1, 3, 5), strict=True)
-    kept = [Kept("text", str(token), weight, [Example([token], [token + 1])]) for weight, token in things]
+    kept = [(weight, Kept("text", str(token), [Example([token], [token + 1])])) for weight, token in things]
     rehearsal = Rehearsal(1.0, 0.0, kept, 400, seed=5)
     assert rehearsal.rows(7) == rehearsal.rows(7) != rehearsal.rows(8)
     assert rehearsal.rows(7) != Rehearsal(1.0, 0.0, kept, 400, seed=6).rows(7)
@@ -90,7 +96,7 @@ def test_the_rows_of_a_step_are_its_own_and_follow_the_weights():
 def test_replay_is_the_loss_of_its_rows(model, examples):
     targets = find_targets(model)
     text = Example([9, 8, 7, 6], [])  # plain text counts from its second token
-    rehearsal = Rehearsal(2.0, 0.0, [Kept("text", "all", 1.0, [*examples, text])], 6, seed=0)
+    rehearsal = Rehearsal(2.0, 0.0, [(1.0, Kept("text", "all", [*examples, text]))], 6, seed=0)
     tuned = adapted(model, list(targets))
     total, count = 0.0, 0
     for prompt, answer in rehearsal.rows(3):
@@ -103,7 +109,7 @@ def test_replay_is_the_loss_of_its_rows(model, examples):
 
 def test_distillation_is_nothing_until_the_model_moves(model, examples):
     targets = find_targets(model)
-    rehearsal = Rehearsal(0.0, 1.0, [Kept("skills", "chain", 1.0, examples)], 6, seed=0)
+    rehearsal = Rehearsal(0.0, 1.0, [(1.0, Kept("skills", "chain", examples))], 6, seed=0)
     tuned = adapted(model, list(targets))
     before = {n: p.requires_grad for n, p in tuned.named_parameters()}
     loss = rehearsal(tuned, 0)
@@ -123,13 +129,13 @@ def test_each_term_keeps_the_outputs_nearer(change, tokenizer, tmp_path):
 
     def moved(settings, work):
         model = tiny_llama()
-        _, tensors = protect(model, tokenizer, "none", Budget(), keep=keep)
-        kept = keep.tokenised(model, tokenizer)
-        statistics = from_tensors(tensors)
+        statistics = protect(model, tokenizer, ProtectSettings(rule="none"), keep).statistics
+        kept = weighed(keep.tokenised(model, tokenizer), settings.keep.weights)
         before = {n: weight(m).clone() for n, m in find_targets(model).items()}
-        tuned, _ = inject(model, tokenizer, new_facts(8), settings, work, kept=kept, statistics=statistics)
+        beside = Beside(statistics=statistics, rows=kept)
+        tuned, _ = inject(model, tokenizer, new_facts(8), settings, work, beside=beside)
         if "drift" in change:
-            return Drift(combine(statistics, keep.weights), before).squares(tuned).mean().item()
+            return Drift(statistics.weighed(settings.keep.weights), before).squares(tuned).mean().item()
         if "replay" in change:
             return Rehearsal(1.0, 0.0, kept, 64, seed=1)(tuned, 0).item()
         return Rehearsal(0.0, 1.0, kept, 64, seed=1)(tuned, 0).item()
@@ -138,14 +144,15 @@ def test_each_term_keeps_the_outputs_nearer(change, tokenizer, tmp_path):
     assert moved(SETTINGS.model_copy(update=change), tmp_path / "term") < 0.8 * plain
 
 
-def test_answers_to_a_skill_are_gold_right_or_all_of_its_own(tokenizer, monkeypatch):
+def test_answers_to_a_skill_are_the_published_ones_or_the_models_own_right_ones(tokenizer, monkeypatch):
     """The model says "7" to everything, which is right once in a while."""
     model, skill = tiny_llama(), get_skill("chain")
     problems = skill.problems("train", 40, 0)
     answers = [Answer(p.prompt, p.answer, "7", p.answer == "7", p.answer == "7") for p in problems]
     monkeypatch.setattr("palora.language.keep.solve", lambda *_, **__: answers)
-    found = {a: Keep([skill], examples=40, answers=a).tokenised(model, tokenizer)[0] for a in ("gold", "right", "own")}
+    unsolved = replace(skill, problems=lambda *request: [replace(p, solution=None) for p in skill.problems(*request)])
+    found = {of: Keep([of], examples=40).tokenised(model, tokenizer)[0] for of in (skill, unsolved)}
     said = encode_example(tokenizer, "", "7").answer
-    assert [e.answer for e in found["own"].examples] == [said] * 40
-    assert 0 < len(found["right"].examples) < 40 and {tuple(e.answer) for e in found["right"].examples} == {tuple(said)}
-    assert list(found["gold"].examples) == [encode_example(tokenizer, p.prompt, p.solution) for p in problems]
+    assert 0 < len(found[unsolved].examples) < 40
+    assert {tuple(e.answer) for e in found[unsolved].examples} == {tuple(said)}
+    assert list(found[skill].examples) == [encode_example(tokenizer, p.prompt, p.solution) for p in problems]
