@@ -1,7 +1,6 @@
 """`palora spectrum`: where a skill lives -> `spectrum.json` and `spectrum.html` in a folder."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def spectrum(
         return result
     started = time.monotonic()
     model, tokenizer = load_model(plan.model, plan.dtype, plan.device)
-    if record and not _is_on(loaded, record):
+    if record and not (loaded and loaded.is_base_of(record)):
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", plan.model)
     beside = Beside(
         known_facts=known,
@@ -78,10 +77,3 @@ def spectrum(
             seal(staging, MARKER, result)  # without the page, which is written again where it is gone
             (staging / "spectrum.html").write_text(render(result), encoding="utf-8")
     return read_json(out / MARKER)
-
-
-def _is_on(expert: Expert | None, record: Mapping[str, Any]) -> bool:
-    """Whether an adapter was trained on the model that an expert makes of the plan's: the same matrices, moved along
-    the same components."""
-    made = expert.record.get("expert_fingerprints") if expert else None
-    return made is not None and all(made.get(name) == value for name, value in record["fingerprints"].items())

@@ -34,8 +34,7 @@ def fingerprint(matrix: "Tensor") -> str:
     import torch
 
     digest = hashlib.sha256(str(tuple(matrix.shape)).encode())
-    for rows in torch.atleast_1d(matrix.detach()).split(
-        4096
-    ):  # an embedding in one piece would be two more copies of it
+    # in slices: an embedding in one piece would be two more copies of it
+    for rows in torch.atleast_1d(matrix.detach()).split(4096):
         digest.update(rows.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy())
     return digest.hexdigest()[:16]

@@ -101,9 +101,8 @@ def plan_of(
 
     Raises: InputError that names the option, or the file and key.
     """
-    first, *changes = recipe or [""]
-    file = first if first and "=" not in first else None
-    changes = list(recipe or [])[1 if file else 0 :]
+    changes = list(recipe or [])
+    file = changes.pop(0) if changes and changes[0] and "=" not in changes[0] else None
     if preset is not None and file:
         raise InputError("--preset and a recipe both say the settings; give one of them")
     values = read_values(Path(file) if file else None, changes)

@@ -32,7 +32,7 @@ from palora.common.folders import (
 )
 from palora.common.progress import progress_bar
 from palora.common.settings import ExportSettings
-from palora.language.models import known_targets, load_model, save_model
+from palora.language.models import known_targets, load_model, save_model, whole_path
 from palora.language.targets import find_targets, target_endings, weight
 from palora.results.model_card import model_card
 from palora.results.updates import MARKER, Adapter, measure_update
@@ -224,7 +224,7 @@ def _combine(
             f"{max_lost:.0%}); leave --k out, or raise --max-lost. Nothing was written"
         )
     config = {**adapter.config, "r": rank + k, "lora_alpha": rank + k, "use_rslora": False}
-    config |= {"base_model_name_or_path": str(Path(name).resolve()) if Path(name).is_dir() else name}
+    config |= {"base_model_name_or_path": whole_path(name)}
     config |= {"rank_pattern": {}, "alpha_pattern": {}, "target_modules": target_endings(model, list(targets))}
     with new_folder(out, MARKER) as staging:
         save_tensors(staging / "adapter_model.safetensors", tensors, {"format": "pt"})
