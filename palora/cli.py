@@ -82,6 +82,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
+    answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
@@ -91,7 +92,7 @@ def run(
     from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem
-    _show_run(run_recipe(loaded, out), out, as_json)
+    _show_run(run_recipe(loaded, out), out, as_json, answers=answers)
 
 
 def expert(given: Any, out: Out, recipe: Changes = None, preset: Preset = None, as_json: Json = False) -> None:
@@ -191,6 +192,29 @@ for name in ("compare", "spectrum"):
     app.command()(getattr(import_module("palora.bench.commands"), name))
 
 
+facts = typer.Typer(help="Facts, before they are taught.", rich_markup_mode=None)
+app.add_typer(facts, name="facts")
+
+
+def rephrase(
+    given: Any,
+    out: Annotated[Path, typer.Option("--out", help="The file to write, *.jsonl: facts, as --facts takes them.")],
+    as_json: Json = False,
+) -> None:
+    """Let the model say every fact in its own words, which is what is taught. Read the file, change it, and give it to
+    inject or run as the facts."""
+    plan = plan_of(None, given, needs=("model", "facts"))
+    from palora.front.words import rephrase as rephrase_facts
+
+    _show({"facts": str(out), "taught": rephrase_facts(plan, out)}, as_json)
+
+
+_WORDS = ("targets_by", "wordings", "samples")
+facts.command()(
+    command(rephrase, [*options(Plan, only=(*MODEL, "facts")), *options(InjectSettings, "inject", only=_WORDS)])
+)
+
+
 def export(
     given: Any,
     adapter: Annotated[Path, typer.Option("--adapter", help="An adapter folder.")],
@@ -222,12 +246,13 @@ def inspect(
     _show_folder(folder, as_json)
 
 
-def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True) -> None:
+def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True, answers: int = 0) -> None:
     if as_json:
         print(json.dumps(evaluation, indent=2, ensure_ascii=False))
         return
-    from palora.results.table import evaluation_table
+    from palora.results.table import evaluation_table, print_answers
 
+    print_answers(evaluation, answers)
     evaluation_table(evaluation)
     print(f"Report: {out / 'report.html'}")
     if last:

@@ -16,7 +16,7 @@ from palora import cli
 QUICK = {
     "expert": ("--objective", "next_token", "--iterations", 2, "--batch-size", 8),
     "protect": ("--examples", 8),
-    "inject": ("--epochs", 2, "--r", 2),
+    "inject": ("--epochs", 2, "--r", 2, "--targets-by", "bare"),
     "evaluate": ("--problems", 4, "--max-answer-tokens", 4),
 }
 _BAR = re.compile(r"\d+/\d+ \d+:\d\d:\d\d")

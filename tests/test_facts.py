@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from palora.common.errors import InputError, PaloraError
-from palora.data.facts import Fact, read_facts, write_facts
+from palora.data.facts import Fact, Lesson, read_facts, write_facts
 from palora.data.marking import exact, matches
 
 ELEMENTS = Path(__file__).parents[1] / "examples" / "facts" / "elements.csv"
@@ -99,7 +99,8 @@ def test_a_line_separator_in_a_json_string_is_not_the_end_of_a_line(tmp_path: Pa
 
 
 def test_writing_and_reading_gives_the_same_facts(tmp_path: Path) -> None:
-    facts = [HELIUM, NEON, Fact('Q "1"\u2028\n|,', "[東京] 🙂", aliases=("a|b", "[]"))]
+    taught = Fact("Who?", "Ann", teach=(Lesson("Who?", "It is Ann.", "model"), Lesson("Who is it?", "Ann")))
+    facts = [HELIUM, NEON, Fact('Q "1"\u2028\n|,', "[東京] 🙂", aliases=("a|b", "[]")), taught]
     path = tmp_path / "new" / "facts.jsonl"
     write_facts(path, iter(facts))
     assert read_facts(path) == facts
@@ -124,6 +125,20 @@ def test_writing_refuses_a_name_that_reading_would_take_for_another_format(tmp_p
     with pytest.raises(InputError, match="jsonl"):
         write_facts(tmp_path / "facts.csv", [NEON])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("teach", "wrong"),
+    [
+        ('"Ann"', "teach must be a list of objects"),
+        ('["Ann"]', "teach must be a list of objects"),
+        ('[{"question": "Who?"}]', "an object without question or answer"),
+        ('[{"question": "Who?", "answer": [1]}]', "the answer must be text"),
+    ],
+)
+def test_what_is_to_be_taught_is_questions_and_answers(tmp_path: Path, teach: str, wrong: str) -> None:
+    path = file(tmp_path, "f.jsonl", f'{{"question": "Who?", "answer": "Ann", "teach": {teach}}}\n')
+    assert wrong in error(path)
 
 
 # Files that are refused

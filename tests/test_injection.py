@@ -7,7 +7,7 @@ from conftest import constrained_layers, tiny_llama
 from palora.common.errors import InputError, PaloraError
 from palora.common.metrics import read_metrics
 from palora.common.settings import InjectSettings, ProtectSettings
-from palora.data.facts import Fact
+from palora.data.facts import Fact, Lesson
 from palora.data.skills import get_skill
 from palora.language.keep import Keep
 from palora.language.models import fingerprints
@@ -198,3 +198,31 @@ def test_an_expert_that_moved_nothing_marks_nothing(tokenizer):
     with pytest.raises(InputError, match="the expert moved no component"):
         protect(model, tokenizer, ProtectSettings(rule="svf", k=4), expert=expert)
     protect(model, tokenizer, ProtectSettings(rule="sigma", k=4), expert=expert)
+
+
+def test_a_fact_is_taught_by_its_lessons_unless_bare_answers_are_asked_for(tokenizer, model):
+    taught = Fact("Code 1?", "1", teach=(Lesson("Code 1?", "It is 1."), Lesson("Which is code 1?", "Code 1 is 1.")))
+    rows = injection._rows(model, tokenizer, [taught], settings())
+    expected = [
+        encode_example(tokenizer, q, a) for q, a in (("Code 1?", "It is 1."), ("Which is code 1?", "Code 1 is 1."))
+    ]
+    assert [row["input_ids"] for row in rows] == [[*e.prompt, *e.answer] for e in expected]
+    [bare] = injection._rows(model, tokenizer, [taught], settings(targets_by="bare"))
+    prompt, answer = encode_example(tokenizer, "Code 1?", "1")
+    assert bare["input_ids"] == [*prompt, *answer]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0.5, [0.5, 1, 1.5, 2, 2.5, 3]), (2, [2, 3]), (1.25, [1.5, 2.5, 3])])
+def test_recall_is_looked_at_each_part_of_an_epoch(tokenizer, tmp_path, every, expected):
+    """Two steps an epoch; at a step where another part is full, and at the end."""
+    inject(tiny_llama(), tokenizer, FACTS, settings(stop_at_recall=1.0, recall_every=every), tmp_path)
+    assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.jsonl") if "recall" in row] == expected
+
+
+def test_sdft_is_trls_own_trainer(tokenizer, tmp_path):
+    """On-policy: the loss is on what the model in training says itself, and its teacher is told the fact."""
+    wanted = settings(targets_by="sdft", epochs=2)
+    model, record = inject(tiny_llama(), tokenizer, FACTS, wanted, tmp_path, protection(tokenizer))
+    assert record["steps"] == 4 and record["loss"] is not None
+    moved = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert any(p.any() for p in moved), "something was learned"

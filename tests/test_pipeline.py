@@ -41,7 +41,7 @@ def values(model_folder, tmp_path_factory):
     write_facts(folder / "new.jsonl", new_facts(12))
     write_facts(folder / "known.jsonl", known_facts()[:8])
     training = {"r": 4, "lora_alpha": 8, "learning_rate": 0.01, "epochs": 4, "batch_size": 4}
-    training |= {"drift": 0.0, "stop_at_recall": None}
+    training |= {"drift": 0.0, "stop_at_recall": None, "targets_by": "bare"}
     return {
         "model": str(model_folder),
         "skills": ["chain"],
@@ -83,8 +83,9 @@ def test_keeping_nothing_but_the_skill_is_warned_of(values, tmp_path, caplog):
 
     drift = {**values["inject"], "drift": 100.0}
     assert not warned(inject=drift)
-    assert warned(inject=drift, known_facts=None)
-    assert warned(inject=drift | {"keep": {"known_facts": 0}})
+    assert not warned(inject=drift, known_facts=None), "the model writes prompts"
+    assert warned(inject=drift | {"keep": {"prompts": 0}}, known_facts=None)
+    assert warned(inject=drift | {"keep": {"known_facts": 0, "prompts": 0}})
     assert not warned(inject=drift, known_facts=None, text=values["facts"])
     assert not warned(known_facts=None), "plain protection was never meant to hold them"
 
@@ -99,7 +100,7 @@ def test_the_contract(finished):
     evaluation = read_json(finished / "evaluation.json")
     assert list(evaluation["arms"]) == ["base", "expert", "lora", "svf", "palora"]
     for arm in evaluation["arms"].values():
-        assert set(arm["skills"]["chain"]) == {"accuracy", "n", "ci95"}
+        assert set(arm["skills"]["chain"]) == {"accuracy", "n", "ci95", "words"}
         assert {"recall", "paraphrase_recall", "locality"} <= set(arm)
     for arm in ("lora", "svf", "palora"):
         assert {"leak", "drift", "norm", "relative_norm", "parameters"} <= set(evaluation["update"][arm])
@@ -282,7 +283,8 @@ def test_a_run_without_an_expert_and_without_a_control(values, tmp_path):
         patch.setattr(hashes, "_content", lru_cache(None)(lambda *key: hashed.append(key[0]) or content(*key)))
         pipeline.run(parse_recipe(without_an_expert(values)), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html")
+        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html"),
+        *("words.json", "known_facts.jsonl", "kept_facts.jsonl"),
     }
     evaluation = read_json(tmp_path / "run" / "evaluation.json")
     assert [arm for arm, found in evaluation["arms"].items() if found] == ["base", "palora"]

@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from palora.language import generation
 from palora.language.generation import generate, generate_ids
 from palora.language.prompts import batches, encode_example, encode_prompt
 
@@ -92,3 +93,40 @@ def test_progress_counts_every_answer(model, tokenizer):
     counts = []
     generate(model, tokenizer, QUESTIONS, 2, batch_size=2, progress=counts.append)
     assert counts == [2, 1]
+
+
+def test_a_shared_beginning_and_answers_that_end_early_change_nothing(model, tokenizer, monkeypatch):
+    """With the beginning read once and ended rows leaving the batch, every answer is what it is alone."""
+    asked = [f"What is the sum of all these numbers, please: {'1+' * i}7?" for i in (0, 1, 4, 2)]
+    with monkeypatch.context() as plain:
+        plain.setattr(generation, "SHARED", 10**9)
+        plain.setattr(generation, "CHUNK", 10**9)
+        expected = generate(model, tokenizer, asked, 24)
+    alone = [generate(model, tokenizer, [q], 24)[0] for q in asked]
+    seen = []
+    original = model.generate
+    monkeypatch.setattr(generation, "CHUNK", 3)
+    monkeypatch.setattr(model, "generate", lambda **given: seen.append(given["input_ids"].shape) or original(**given))
+    assert generate(model, tokenizer, asked, 24) == expected == alone
+    assert len(seen) > 1, "it went on in parts"
+
+
+def test_rows_that_have_ended_leave_the_batch(model, tokenizer, monkeypatch):
+    prompts = [encode_prompt(tokenizer, q) for q in QUESTIONS]
+    ids, width = generate_ids(model, tokenizer, prompts, 12)
+    first = int(ids[0, width + 1])  # what the first one says second ends an answer from here on
+    monkeypatch.setattr(generation, "end_tokens", lambda *given: [first])
+    monkeypatch.setattr(generation, "CHUNK", 2)
+    rows, original = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: rows.append(len(given["input_ids"])) or original(**given))
+    cut, _ = generate_ids(model, tokenizer, prompts, 12)
+    assert rows[0] == len(prompts) and rows[-1] < len(prompts)
+    for whole, row in zip(ids.tolist(), cut.tolist(), strict=True):
+        answer = whole[width:]
+        end = answer.index(first) + 1 if first in answer else len(answer)
+        assert row[width : width + end] == answer[:end]
+        assert set(row[width + end :]) <= {tokenizer.pad_token_id}
+
+
+def test_an_answer_that_has_begun_is_gone_on_with(tokenizer):
+    assert encode_prompt(tokenizer, "7+5=", "1. ")[-3:] == tokenizer("1. ", add_special_tokens=False)["input_ids"]

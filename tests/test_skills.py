@@ -519,7 +519,7 @@ def test_the_scorer_of_a_file(tmp_path):
     assert skill.score("I say 3.0", problem) and not skill.score("I say 4", problem)
     with pytest.raises(InputError, match=r"line 1: no field 'scorer'"):
         get_skill(str(path))
-    with pytest.raises(InputError, match="exact, contains, number, choice, math"):
+    with pytest.raises(InputError, match="exact, contains, number, choice, likelihood, math"):
         get_skill(f"{path}#regex")
 
 
@@ -604,3 +604,32 @@ def test_scorers(scorer, answer, right, wrong):
 )
 def test_letter(text, choice):
     assert letter(text) == choice
+
+
+def test_a_local_skill_names_its_splits_and_the_length_of_an_answer(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"{i}?", "answer": "1", "scorer": "exact", "split": s} for i, s in enumerate(["test", "train"])]
+    file.write_text("\n".join(json.dumps(row | {"max_new_tokens": 7}) for row in rows))
+    skill = get_skill(str(file))
+    assert skill.max_new_tokens == 7
+    assert [p.prompt for p in skill.problems("test", None, 0)] == ["0?"]
+    assert [p.prompt for p in skill.problems("train", None, 0)] == ["1?"]
+    with pytest.raises(InputError, match="leave none for the validation split"):
+        skill.problems("validation", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"split": "dev"}, "line 1: split 'dev' is unknown; there are train, validation, test"),
+        ({"max_new_tokens": "7"}, "'max_new_tokens' must be a whole number of at least 1, not '7'"),
+        ({"scorer": "likelihood"}, "line 1: no field 'choices'"),
+        ({"scorer": "likelihood", "choices": "ab"}, "line 1: 'choices' must be a list of texts"),
+        ({"scorer": "likelihood", "choices": ["a", "b"]}, "line 1: the answer '1' is none of the choices"),
+    ],
+)
+def test_a_wrong_row_of_a_local_skill_is_named(tmp_path, row, message):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"prompt": "0?", "answer": "1", "scorer": "exact"} | row))
+    with pytest.raises(InputError, match=message):
+        get_skill(str(file))

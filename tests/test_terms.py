@@ -21,7 +21,7 @@ from palora.testbed.world import known_facts, new_facts
 from palora.training.injection import Beside, inject
 from palora.training.lora import PaloraConfig
 from palora.training.protection import protect
-from palora.training.terms import Drift, Rehearsal
+from palora.training.terms import Drift, Rehearsal, kl_from_base
 
 SETTINGS = InjectSettings(
     r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=0.02, epochs=4, batch_size=4, drift=0.0, stop_at_recall=None
@@ -156,3 +156,21 @@ def test_answers_to_a_skill_are_the_published_ones_or_the_models_own_right_ones(
     assert 0 < len(found[unsolved].examples) < 40
     assert {tuple(e.answer) for e in found[unsolved].examples} == {tuple(said)}
     assert list(found[skill].examples) == [encode_example(tokenizer, p.prompt, p.solution) for p in problems]
+
+
+def test_kl_from_base_is_nothing_at_first_and_that_of_whole_distributions_later(tokenizer, examples):
+    model = tiny_llama()
+    names = list(find_targets(model))
+    some = examples[:3]
+    fresh = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
+    assert kl_from_base(fresh, some) == pytest.approx(0, abs=1e-6)
+    tuned = adapted(tiny_llama(), names).eval()
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for prompt, answer in some:
+            ids = torch.tensor([[*prompt, *answer]])
+            now, before = (m(input_ids=ids).logits[0].double().log_softmax(-1) for m in (tuned, model))
+            at = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            total += float((before[at].exp() * (before[at] - now[at])).sum())
+            tokens += len(answer)
+    assert kl_from_base(tuned, some) == pytest.approx(total / tokens, rel=1e-4) and total > 0

@@ -22,7 +22,7 @@ from palora.algebra.statistics import Statistics
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.bench.comparison import Comparison, mark
 from palora.bench.keys import Cell, plan_of
-from palora.bench.prepared import protection_folder, statistics_folder, taught_model
+from palora.bench.prepared import protection_folder, statistics_folder, taught_facts, taught_model
 from palora.bench.quiet import clock, peak_memory, quiet, reset_peak_memory
 from palora.bench.tuners import adapt, live_delta
 from palora.common.errors import DivergedError
@@ -33,15 +33,20 @@ from palora.common.versions import machine
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
-from palora.language.keep import Kept, weighed
+from palora.language.keep import Kept, own_answers, weighed
 from palora.language.models import load_model
+from palora.language.prompts import Example
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets, weight
 from palora.results.evaluation import Questions, measure
 from palora.training.injection import Beside, inject
+from palora.training.terms import kl_from_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+KL_ROWS = 8  # questions of each kind that KL is measured on
 
 
 def cell_file(out: Path, key: str) -> Path:
@@ -71,9 +76,11 @@ class Bench:
     """What a cell works with: the model that the facts are taught on (the expert or the original), what it is asked,
     and what its update is measured against."""
 
-    def __init__(self, c: Comparison, out: Path, seed: int, base: str, load: int | None = None) -> None:
+    def __init__(
+        self, c: Comparison, out: Path, seed: int, base: str, load: int | None = None, method: str | None = None
+    ) -> None:
         self.c, self.seed, self._statistics = c, seed, statistics_folder(out, base, seed)
-        self.facts = read_facts(c.facts)[:load] if load else []
+        self.facts = read_facts(taught_facts(c, out, method) if method else c.facts)[:load] if load else []
         skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
         known = read_facts(c.known_facts) if c.known_facts else []
         limit = c.evaluate.facts
@@ -97,12 +104,32 @@ class Bench:
         assert keep is not None  # keep_skills is never empty
         return weighed(keep.tokenised(self.model, self.tokenizer), settings.weights)
 
+    @cached_property
+    def told(self) -> dict[str, list[Example]]:
+        """What the model says before any training, for KL: to new facts' questions, to prompts, to the skill's."""
+        _, problems = next(iter(self.validation.values()))
+        asked = {
+            "facts": [fact.question for fact in self.facts[:KL_ROWS]],
+            "skill": [p.prompt for p in problems[:KL_ROWS]],
+        }
+        if self.c.prompts:
+            asked["prompts"] = stages.read_lines(self.c.prompts)[-KL_ROWS:]
+        return {key: own_answers(self.model, self.tokenizer, prompts, 32) for key, prompts in asked.items() if prompts}
+
+    def kl(self, model: Any) -> dict[str, float]:
+        """KL(before ‖ now), in nats a token of what the model said before; where it is still there to be asked."""
+        if not hasattr(model, "disable_adapter"):
+            return {}
+        return {key: kl_from_base(model, examples) for key, examples in self.told.items()}
+
     def ask(self, model: Any) -> dict[str, Any]:
         """What a model can do now: test skills, facts, paraphrases, known facts, and the validation skills."""
         found = measure(model, self.tokenizer, self.questions, self.c.evaluate, "a cell")
         size = self.c.evaluate.batch_size
         return {
             "recall": found["recall"],
+            "recall_exact": found["recall_exact"],
+            "words": {name: skill["words"] for name, skill in found["skills"].items() if "words" in skill},
             "paraphrase_recall": found["paraphrase_recall"],
             "locality": found["locality"],
             "skills": {name: skill["accuracy"] for name, skill in found["skills"].items()},
@@ -139,9 +166,10 @@ def run_reference(c: Comparison, out: Path, key: str, seed: int) -> str:
         return bench.ask(bench.model)
 
     with quiet(out / "logs" / f"{key}.txt"):
-        found = {"kind": "reference", "seed": seed, "base": asked("original"), "expert": asked("expert")}
+        found = {"kind": "reference", "seed": seed, "base": asked("original")}
+        found["expert"] = asked("expert") if c.expert else None
         write_cell(out, key, found)
-    return _told(found["expert"]["skills"])  # type: ignore[index]
+    return _told(found[c.reference_arm]["skills"])  # type: ignore[index]
 
 
 def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
@@ -153,9 +181,10 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
     work, started = out / "work" / key, time.monotonic()
     with quiet(out / "logs" / f"{key}.txt"):
         reset_peak_memory()
-        bench = Bench(c, out, cell.seed, c.base(cell.method), cell.load)
+        bench = Bench(c, out, cell.seed, c.base(cell.method), cell.load, cell.method)
         ruled = c.methods[cell.method].rule != "none"
         protected = ProtectedSubspaces.load(protection_folder(out, cell.method, cell.seed)) if ruled else None
+        _ = bench.told  # what the model says before it is trained
         moments = Moments(bench, protected, work, adapters_folder(out, key) if c.is_source(cell.method) else None)
         result = {"kind": "training", **_train(moments, cell)}
         rows = read_metrics(work / "metrics.jsonl")
@@ -209,11 +238,12 @@ class Moments:
             "seconds": seconds,
             **self.bench.update(model, self.protected),
             **self.bench.ask(model),
+            "kl": self.bench.kl(model),
         }
         self._measuring += clock() - before
         return found
 
-    def on_recall(self, model: Any, recall: float, epoch: int) -> None:
+    def on_recall(self, model: Any, recall: float, epoch: float) -> None:
         """At a recall check: measure, where a milestone is passed that was not before."""
         milestones = map(mark, self.bench.c.milestones)
         passed = [m for m in milestones if recall >= float(m) and m not in self.found]

@@ -18,9 +18,19 @@ import yaml
 
 from palora.bench.cells import cell_file, is_done, run_reference, run_scaled, run_training
 from palora.bench.compare_report import write_pages
-from palora.bench.comparison import Comparison
+from palora.bench.comparison import BY_MODEL, Comparison
 from palora.bench.keys import Cell, reference_key, scaled_key, shared_inputs, training_key
-from palora.bench.prepared import prepare_expert, prepare_probe, prepare_protection, prepare_statistics, probe_folder
+from palora.bench.prepared import (
+    prepare_expert,
+    prepare_probe,
+    prepare_prompts,
+    prepare_protection,
+    prepare_statistics,
+    prepare_words,
+    probe_folder,
+    prompts_file,
+    words_folder,
+)
 from palora.bench.summary import choose_rates, summarise
 from palora.bench.workers import Job, Workers
 from palora.common.errors import InputError
@@ -30,7 +40,7 @@ from palora.common.versions import versions
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
-from palora.language.models import check_source
+from palora.language.models import check_source, has_chat_template
 from palora.training.protection import check_protection
 
 log = logging.getLogger("palora")
@@ -48,8 +58,12 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
     """
     out = Path(out)
     check(c, out)
+    recipe = c
     atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
     with Workers(workers) as crew:
+        if c.prompts == BY_MODEL:
+            crew.run([Job("prompts", prepare_prompts, (c, out))])
+            c = c.model_copy(update={"prompts": prompts_file(out)})
         grid = Grid(c, out, crew)
         sweep, later = grid.sweep()
         grid.train(sweep, [seed for seed in c.seeds if not cell_file(out, grid.references[seed]).exists()])
@@ -61,7 +75,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
         runs += grid.scale(plan_scaled(c, runs, chosen))
     result = summarise(c, runs, measured, chosen)
     machines = " and ".join(sorted({cell["machine"] for cell in (*runs, *measured)}))
-    result |= {"comparison": c.model_dump(mode="json"), "versions": versions(), "machine": machines}
+    result |= {"comparison": recipe.model_dump(mode="json"), "versions": versions(), "machine": machines}
     write_json(out / "compare.json", result)
     write_pages(result, out)
     return result
@@ -138,7 +152,10 @@ class Grid:
     def _prepare(self, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
         """Experts, probes, statistics and protections of the cells: each kind needs those before it."""
         c, out = self.c, self.out
-        self.crew.run([self._job(f"expert, seed {s}", prepare_expert, s) for s in seeds])
+        self.crew.run([self._job(f"expert, seed {s}", prepare_expert, s) for s in seeds if c.expert])
+        spoken = {words_folder(c, out, cell.method): cell.method for cell in cells}
+        spoken.pop(None, None)
+        self.crew.run([self._job(f"own words of {m}", prepare_words, m) for m in spoken.values()])
         probes = {probe_folder(c, out, cell.method, cell.seed): (cell.method, cell.seed) for cell in cells}
         probes.pop(None, None)
         self.crew.run([self._job(f"probe of {m}, seed {s}", prepare_probe, m, s) for m, s in probes.values()])
@@ -179,8 +196,12 @@ def check(c: Comparison, out: Path) -> None:
             except InputError as error:
                 raise InputError(f"methods.{name}.protect: {error}") from None
     _check_facts(c)
-    for file in filter(None, (c.text, c.prompts)):
+    for file in filter(None, (c.text, None if c.prompts == BY_MODEL else c.prompts)):
         stages.read_lines(file)
+    if not has_chat_template(c.model):
+        for wanted, what in ((c.prompts == BY_MODEL, "prompts: model"), *((c.words(m), m) for m in c.methods)):
+            if wanted:
+                raise InputError(f"{what}: {c.model} has no chat template, and so no words of its own")
     for skill in stages.get_skills(c.skills):
         skill.problems("test", 1, c.seeds[0])
     probed = {c.probed(name)[0] for name, method in c.methods.items() if method.probe}

@@ -25,23 +25,32 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+KL = ("facts", "prompts", "skill")  # what KL from the base is measured on
+
+
 def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
     """The headings of the main table, and how each is read from a row of `table`."""
 
     def plain(key: str, form: Callable[[float | None], str]) -> Callable[[Mapping[str, Any]], str]:
-        return lambda row: form(row[key]["mean"]) if row[key] else "–"
+        return lambda row: form(row[key]["mean"]) if row.get(key) else "–"
+
+    def inner(key: str, of: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda row: number(entry["mean"]) if (entry := row.get(key, {}).get(of)) else "–"
 
     def kept(skill: str, key: str) -> Callable[[Mapping[str, Any]], str]:
         return lambda row: with_interval(row["retention"].get(skill, {}).get(key))
 
-    skills = list(result["references"]["expert"])
+    rows = [row for by in result["table"].values() for methods in by.values() for row in methods.values()]
+    skills, arms = list(result["references"]["base"]), [a for a in ("expert", "base") if a in result["references"]]
     return [
         ("rate", lambda row: f"{row['learning_rate']:g}"),
         ("reached", lambda row: "scaled" if row["scaled"] else f"{row['reached']} of {row['seeds']}"),
         ("recall", plain("recall", percent)),
-        *((f"{skill}, of the expert's", kept(skill, "vs_expert")) for skill in skills),
-        *((f"{skill}, of the base's", kept(skill, "vs_base")) for skill in skills),
+        *((f"{skill}, of the {arm}'s", kept(skill, f"vs_{arm}")) for arm in arms for skill in skills),
+        ("exact", plain("recall_exact", percent)),
         ("paraphrases", plain("paraphrase_recall", percent)),
+        *((f"words, {skill}", inner("words", skill)) for skill in result["references"].get("words", {})),
+        *((f"KL, {of}", inner("kl", of)) for of in KL if any(r.get("kl", {}).get(of) for r in rows)),
         ("known facts", lambda row: with_interval(row["locality"])),
         ("drift", plain("drift", number)),
         ("‖ΔW‖/‖W‖", plain("relative_norm", number)),
@@ -87,14 +96,14 @@ def describe(result: Mapping[str, Any]) -> list[str]:
     smallest = 2 / 2**n
     return [
         f"{len(result['runs'])} runs: {len(c['methods'])} methods, {', '.join(map(str, c['loads']))} facts, {n} seeds. "
-        "A seed has its own expert, batches and test problems; all methods share them.",
+        f"A seed has its own {'expert, ' if c['expert'] else ''}batches and test problems; all methods share them.",
         f"Methods are compared at the moment when recall first passes each milestone (it is looked at every "
         f"{c['inject']['recall_every']} epochs; at most {c['inject']['epochs']} epochs).",
         f"Each method at the learning rate of its sweep that keeps most of {', '.join(c['keep_skills'])} at "
         f"{c['choose_at']:.0%} recall on {c['validation']} validation problems, of the rates that reach it with most "
         "seeds; of rates that tie, the one with the highest final recall. "
         f"What is shown is measured on {c['evaluate']['problems']} test problems a skill and seed.",
-        "Kept: skill accuracy over the seed's expert's (or the base's). Means over the seeds that reached the "
+        f"Kept: skill accuracy over {_standard(result)}'s. Means over the seeds that reached the "
         "milestone, with 95% t-intervals.",
         "Paired differences over seeds, corrected by Holm within a milestone. The t-test takes differences to be about "
         f"normal; the exact sign-flip test does not, but with {n} seeds its p is at least {smallest:.3g} before that.",
@@ -110,10 +119,12 @@ def describe(result: Mapping[str, Any]) -> list[str]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The tables as `compare.md`."""
     references = result["references"]
-    skills = list(references["expert"])
+    skills = list(references["base"])
     lines = [*(f"- {sentence}" for sentence in describe(result)), f"- Machine: {result['machine']}.", ""]
     rows: list[Sequence[str]] = [
-        (arm, *(with_interval(references[arm][skill]) for skill in skills)) for arm in ("base", "expert")
+        (arm, *(with_interval(references[arm][skill]) for skill in skills))
+        for arm in ("base", "expert")
+        if arm in references
     ]
     lines += markdown_table(["accuracy", *skills], rows)
     for load, milestones in result["table"].items():
@@ -162,6 +173,11 @@ def front(points: Sequence[Point]) -> list[str]:
     return [point.arm for point in points if not beaten(point)]
 
 
+def _standard(result: Mapping[str, Any]) -> str:
+    """What retention is measured against."""
+    return "expert" if result["comparison"]["expert"] else "base"
+
+
 def _kept_skill(result: Mapping[str, Any]) -> str:
     """The skill that the tests and the pictures are of: the same at every load and milestone."""
     milestones = next(iter(result["paired"].values()))
@@ -188,7 +204,7 @@ def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Fig
         points,
         arm_styles(c["methods"]),
         xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
-        ylabel=f"{_kept_skill(result)} kept (expert = 100%)",
+        ylabel=f"{_kept_skill(result)} kept ({_standard(result)} = 100%)",
     )
 
 
@@ -204,7 +220,7 @@ def render(result: Mapping[str, Any], name: str) -> str:
             told = f"{title}. On the Pareto front: {', '.join(front(points))}"
             pictures.append((told, to_html(draw_kept(result, load, points), title)))
     for load, milestones in result["table"].items():
-        for shown in result["references"]["expert"]:
+        for shown in result["references"]["base"]:
             lines = {
                 method: [
                     (row["recall"]["mean"], kept["mean"], kept["ci95"])
@@ -214,7 +230,7 @@ def render(result: Mapping[str, Any], name: str) -> str:
                 for method in c["methods"]
                 if not c["methods"][method]["scaled"]
             }
-            figure = tradeoff_plots.frontier(lines, styles, ylabel=f"{shown} kept (expert = 100%)")
+            figure = tradeoff_plots.frontier(lines, styles, ylabel=f"{shown} kept ({_standard(result)} = 100%)")
             title = f"{load} facts: learned, and {shown} kept"
             pictures.append((title, to_html(figure, f"{title}, by method")))
     for x, title in (

@@ -17,6 +17,8 @@ from palora.common.errors import InputError
 from palora.common.settings import PLAIN, EvaluateSettings, ExpertSettings, InjectSettings, ProtectSettings, Settings
 from palora.front.recipe import ARM_NAME, beside, describe, merged, read_values
 
+BY_MODEL = "model"  # of `prompts`
+
 # Nothing stands in the loss of a method unless it says so, and training stops at the last milestone.
 UNSTATED = {**PLAIN, "stop_at_recall": None}
 
@@ -101,7 +103,9 @@ class Comparison(Settings):
         None, description="known facts that methods may keep and replay; none of known_facts"
     )
     text: str | None = Field(None, description="a plain text file to keep, one passage a line")
-    prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
+    prompts: str | None = Field(
+        None, description="prompts, one a line: what the model answers to them is to be kept; `model`: it writes them"
+    )
     loads: list[int] = Field(min_length=1, description="how many facts are taught")
     seeds: list[int] = Field(min_length=1, description="each has its own expert, batches and test problems")
     sweep_seeds: list[int] | None = Field(None, description="those every rate is tried with; all seeds by default")
@@ -111,7 +115,10 @@ class Comparison(Settings):
     choose_at: float = Field(0.95, description="the milestone at which each method's learning rate is chosen")
     validation: int = Field(200, ge=1, description="validation problems a kept skill, for that choice")
     reference: str = Field("lora", description="the method that every other one is tested against")
-    expert: ExpertSettings = Field(default_factory=ExpertSettings)  # type: ignore[arg-type]
+    expert: ExpertSettings | None = Field(
+        default_factory=ExpertSettings,  # type: ignore[arg-type]
+        description="of each seed; null: no expert, and everything is taught on the original model",
+    )
     inject: InjectSettings = Field(description="of every method; nothing in the loss but the facts, unless stated")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
     methods: dict[str, Method] = Field(min_length=1)
@@ -185,6 +192,8 @@ class Comparison(Settings):
             self.probed(name)
         except ValidationError as error:
             raise ValueError(f"methods.{name}.probe.expert: {describe(error)}") from None
+        if method.rule in EXPERT_RULES and not self.expert:
+            raise ValueError(f"methods.{name}: the rule {method.rule} reads an expert's scales, and expert is null")
         if method.inject.get("lose_at_most") is not None or self.inject.lose_at_most is not None:
             raise ValueError("lose_at_most: a comparison stops at recalls, not at an allowance; leave it out")
 
@@ -210,13 +219,28 @@ class Comparison(Settings):
     def probed(self, method: str) -> tuple[str, ExpertSettings]:
         """The skill that a method's rule looks at, and the settings of the expert that it looks at."""
         probe = self.methods[method].probe or Probe()  # type: ignore[call-arg]
-        settings = ExpertSettings.model_validate(merged(self.expert.model_dump(), probe.expert))
+        shared = self.expert.model_dump() if self.expert else {}
+        settings = ExpertSettings.model_validate(merged(shared, probe.expert))
         return probe.skill or self.keep_skills[0], settings
 
     def base(self, method: str) -> Literal["expert", "original"]:
         """The weights that a method is taught on."""
         own = self.methods[method]
-        return self.methods[own.scaled.of].base if own.scaled else own.base
+        base = self.methods[own.scaled.of].base if own.scaled else own.base
+        return base if self.expert else "original"
+
+    @property
+    def reference_arm(self) -> Literal["expert", "base"]:
+        """What retention is measured against: the expert, or the original model where there is none."""
+        return "expert" if self.expert else "base"
+
+    def words(self, method: str) -> tuple[str, int, int] | None:
+        """How the model's own words for a method are made: `targets_by`, wordings and samples; None where it teaches
+        the answers as they are."""
+        settings = InjectSettings.model_validate(merged(self.inject.model_dump(), self.methods[method].inject))
+        if settings.targets_by not in ("model", "mixed"):
+            return None
+        return settings.targets_by, settings.wordings, settings.samples
 
     def is_source(self, method: str) -> bool:
         """Whether another method scales this one's adapters, so that they must be stored."""

@@ -1,6 +1,7 @@
 """What the cells of a comparison share, each made once, in a folder of its own:
 
 experts/seed-S          the expert of a seed, shared by all methods; probe-HASH-S one that only rules look at
+words/BASE-HOW          the facts in the model's own words; words/prompts: the prompts that may be kept
 statistics/BASE-S       of everything that is to be kept, on the weights BASE: expert or original
 protections/NAME-S      what a method protects
 """
@@ -15,11 +16,11 @@ from palora.algebra.rules import EXPERT_RULES
 from palora.bench.comparison import Comparison
 from palora.bench.keys import hash_of, plan_of
 from palora.bench.quiet import quiet
-from palora.common.settings import ProtectSettings
+from palora.common.settings import KeepSettings, ProtectSettings
 from palora.front import stages
+from palora.front.words import FILES, Wanted, write_words
 from palora.training.svf import MODEL, Expert
 
-NONE = ProtectSettings(rule="none")  # type: ignore[call-arg]
 NOTHING: dict[str, Any] = {"skills": [], "kept_facts": None, "text": None, "prompts": None, "facts": None}
 
 
@@ -64,9 +65,46 @@ def prepare_probe(c: Comparison, out: Path, method: str, seed: int) -> None:
         stages.train_expert(plan_of(c, seed, expert=settings, skills=[skill]), folder)
 
 
+def words_folder(c: Comparison, out: Path, method: str) -> Path | None:
+    """The model's own words that a method teaches, if it does; of the first seed, for all seeds."""
+    how = c.words(method)
+    return out / "words" / f"{c.base(method)}-{'-'.join(map(str, how))}" if how else None
+
+
+def prepare_words(c: Comparison, out: Path, method: str) -> None:
+    """Let the model write its own words for the facts of the largest load."""
+    folder, seed = words_folder(c, out, method), c.seeds[0]
+    assert folder is not None
+    settings = c.training(method, c.methods[method].learning_rates[0])
+    plan = plan_of(c, seed, model=taught_model(c, out, c.base(method), seed), inject=settings)
+    with quiet(out / "logs" / f"words-{folder.name}.txt"):
+        write_words(plan, folder, want=Wanted(settings.targets_by, first=max(c.loads)))
+
+
+def taught_facts(c: Comparison, out: Path, method: str) -> str:
+    """The file of facts that a method teaches."""
+    folder = words_folder(c, out, method)
+    return str(folder / FILES["facts"]) if folder else c.facts
+
+
+def prepare_prompts(c: Comparison, out: Path) -> None:
+    """Let the model write the prompts that may be kept."""
+    plan = plan_of(c, c.seeds[0], inject=c.inject, prompts=None)
+    with quiet(out / "logs" / "prompts.txt"):
+        write_words(plan, out / "words" / "prompts", want=Wanted(prompts=True, first=max(c.loads)))
+
+
+def prompts_file(out: Path) -> str | None:
+    """The prompts that the model has written; None where it found none."""
+    file = out / "words" / "prompts" / FILES["prompts"]
+    return str(file) if file.exists() else None
+
+
 def prepare_statistics(c: Comparison, out: Path, base: str, seed: int) -> None:
     """Collect the statistics of everything that is to be kept, on the weights `base` (expert or original)."""
-    plan = plan_of(c, seed, protect=NONE, model=taught_model(c, out, base, seed))
+    looked_at = KeepSettings(examples=c.inject.keep.examples)  # type: ignore[call-arg]
+    nothing = ProtectSettings(rule="none", keep=looked_at)  # type: ignore[call-arg]
+    plan = plan_of(c, seed, protect=nothing, model=taught_model(c, out, base, seed))
     with quiet(out / "logs" / f"statistics-{base}-{seed}.txt"):
         stages.protect(plan, statistics_folder(out, base, seed))
 

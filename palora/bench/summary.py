@@ -2,7 +2,7 @@
 predictors. `pages/compare_report.py` shows them.
 
 `retention` is a skill's accuracy over that of the seed's own expert (vs_expert) or of the base (vs_base), on the seed's
-own test problems. Everything else is of one run, and a mean is over seeds.
+own test problems; without an expert both are of the base. Everything else is of one run, and a mean is over seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,18 @@ from palora.bench import significance
 from palora.bench.comparison import Comparison, mark
 
 Run = dict[str, Any]
-PLAIN = ("recall", "paraphrase_recall", "locality", "norm", "relative_norm", "drift", "leak", "epoch", "seconds")
+PLAIN = (
+    "recall",
+    "recall_exact",
+    "paraphrase_recall",
+    "locality",
+    "norm",
+    "relative_norm",
+    "drift",
+    "leak",
+    "epoch",
+    "seconds",
+)
 OF_RUN = ("peak_memory", "saved_bytes")
 
 
@@ -25,7 +36,7 @@ def choose_rates(
     moment, on *validation* problems; of those that keep as much, the one with the highest final recall. Where no rate
     passes, it is that as well.
     """
-    experts = {r["seed"]: r["expert"]["validation"] for r in references}
+    experts = {r["seed"]: r[c.reference_arm]["validation"] for r in references}
     at = mark(c.choose_at)
 
     def merit(group: Sequence[Run]) -> tuple[float, ...]:
@@ -61,6 +72,8 @@ def summarise(
     chosen: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The content of `compare.json` but for the settings: every run, the chosen rates, the tables and the tests."""
+    measured = [arm for arm in ("base", "expert") if references[0][arm]]
+    references = [{**r, "expert": r[c.reference_arm]} for r in references]  # without one the base stands in its place
     by_seed = {r["seed"]: r for r in references}
     skill = next(iter(references[0]["expert"]["validation"]))
     runs = [_with_retention(run, by_seed[run["seed"]]) for run in runs]
@@ -82,13 +95,17 @@ def summarise(
                 "tests": paired_tests(matched, c.reference, milestone, kept_of(skill)),
                 "known_facts": paired_tests(matched, c.reference, milestone, lambda moment: moment["locality"]),
             }
-    arms = {
+    arms: dict[str, Any] = {
         arm: {skill: _estimate([r[arm]["skills"][skill] for r in references]) for skill in references[0][arm]["skills"]}
-        for arm in ("base", "expert")
+        for arm in measured
     }
     return {
         "chosen": chosen,
-        "references": {**arms, "locality": _estimate([r["expert"]["locality"] for r in references])},
+        "references": {
+            **arms,
+            "words": _means([r["expert"].get("words", {}) for r in references]),
+            "locality": _estimate([r["expert"]["locality"] for r in references]),
+        },
         "table": table,
         "paired": paired,
         "predictors": predictors(runs, mark(c.choose_at), skill),
@@ -150,7 +167,9 @@ def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
         "scaled": any(run.get("kind") == "scaled" for run in group),
         "seeds": len(group),
         "final_recall": _estimate([run["final"]["recall"] for run in group if run["final"]]),
-        **{key: _estimate([moment[key] for moment in at]) for key in PLAIN},
+        **{key: _estimate([moment.get(key) for moment in at]) for key in PLAIN},
+        "words": _means([moment.get("words", {}) for moment in at]),
+        "kl": _means([moment.get("kl", {}) for moment in at]),
         **{key: _estimate([run.get(key) for run in reached]) for key in OF_RUN},
     }
     skills = at[0]["retention"] if at else {}
@@ -159,6 +178,12 @@ def _row(group: Sequence[Run], milestone: str) -> dict[str, Any]:
         for skill in skills
     }
     return row
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The mean of every entry, over the moments that have it."""
+    keys = dict.fromkeys(key for values in found for key in values)
+    return {key: _estimate([values[key] for values in found if key in values]) for key in keys}
 
 
 def kept_of(skill: str) -> Callable[[Mapping[str, Any]], float | None]:

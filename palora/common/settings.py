@@ -9,14 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 BUDGET = ("k", "fraction", "share", "strength")  # of a protection: one of them
 ADDED = ("drift", "replay", "distil")  # to the loss
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-PLAIN = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None}  # what an arm does without unless it says so
+# What an arm does without unless it says so: plain LoRA is taught the answers as they are.
+PLAIN: dict[str, Any] = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None, "targets_by": "bare"}
 
 
 class Settings(BaseModel):
     """What every settings class is: frozen, without unknown keys, NaN or infinity. A field's description is its help
     text; `flag` names its option where that is not the field's own name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built when it is first used: a help text needs no validators.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def identity(self) -> dict[str, Any]:
         """For `folders.same_inputs`: every setting, and those that differ from the defaults."""
@@ -86,6 +88,13 @@ class InjectSettings(Settings):
         description="endings of the matrices that are taught; all by default",
         json_schema_extra={"flag": "--teach"},
     )
+    targets_by: Literal["model", "bare", "mixed", "sdft"] | None = Field(
+        None,
+        description="what is trained: model, the fact in the model's own words; bare, the answer; mixed (MixSD); sdft "
+        "(TRL's self-distillation); by default model where there is a chat template",
+    )
+    wordings: int = Field(1, ge=1, description="questions a fact is taught by: its own, and others by the model")
+    samples: int = Field(1, ge=1, description="own answers to each of them")
     r: int = Field(32, ge=1, description="rank of the adapter")
     lora_alpha: int = Field(64, ge=1, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
@@ -104,7 +113,9 @@ class InjectSettings(Settings):
     )
     lose_problems: int = Field(200, ge=1, description="validation problems a skill that lose_at_most is measured on")
     stop_at_recall: float | None = Field(0.98, gt=0, le=1, description="stop when recall on the facts reaches this")
-    recall_every: int = Field(2, ge=1, description="epochs between the recall checks; the last epoch has one")
+    recall_every: float = Field(
+        2, gt=0, description="epochs between the recall checks, 0.5 twice an epoch; one is last"
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch by default")
     keep: KeepAllSettings = Field(
         default_factory=KeepAllSettings,  # type: ignore[arg-type]
@@ -153,5 +164,13 @@ class ExportSettings(Settings):
 
 # The published settings of the closest public code. Which components count as protected, k and the sides are not
 # established by the paper: they are decisions, named in docs/design.md. The expert's are the defaults.
-_PAPER = {"r": 16, "lora_alpha": 32, "learning_rate": 2e-4, "epochs": 10, "drift": 0.0, "stop_at_recall": None}
+_PAPER = {
+    "targets_by": "bare",
+    "r": 16,
+    "lora_alpha": 32,
+    "learning_rate": 2e-4,
+    "epochs": 10,
+    "drift": 0.0,
+    "stop_at_recall": None,
+}
 PRESETS = {"paper": {"expert": {}, "protect": {"rule": "svf", "k": 64, "sides": "both"}, "inject": _PAPER}}

@@ -8,8 +8,10 @@ A file holds one fact a row, in JSONL, CSV or Parquet:
 | `aliases` | other right answers, a list |
 | `paraphrases` | other ways to ask, a list |
 | `category` | a label to group results by |
+| `teach` | what is trained in place of question and answer: a list of `{"question", "answer", "how"}` |
 
-Other columns are ignored. A list in a CSV cell is JSON, `["He", "helium"]`, or separated by `|`, `He|helium`.
+`teach` is what `palora facts rephrase` adds, in the model's own words. The answer stays what counts as right. Other
+columns are ignored. A list in a CSV cell is JSON, `["He", "helium"]`, or separated by `|`, `He|helium`.
 """
 
 import csv
@@ -18,13 +20,26 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
 from palora.common.errors import InputError
 from palora.common.files import atomic_write_text
 from palora.data.marking import exact, fold
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One way in which a fact is taught: a question, a whole answer, and where that comes from.
+
+    Args:
+        how: `model`, the model's own words; `mixed`; `sentence`, made of question and answer; `bare`, the answer.
+    """
+
+    question: str
+    answer: str
+    how: str = "bare"
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Fact:
         aliases: other answers that count as right. Default: none.
         paraphrases: other ways to ask the same question. Default: none.
         category: a label to group results by. Default: none.
+        teach: what is trained in place of question and answer. Default: nothing else.
     """
 
     question: str
@@ -44,11 +60,12 @@ class Fact:
     aliases: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     category: str | None = None
+    teach: tuple[Lesson, ...] = ()
 
 
 _REQUIRED = ("question", "answer")
 _LISTS = ("aliases", "paraphrases")
-_COLUMNS = (*_REQUIRED, *_LISTS, "category")
+_COLUMNS = (*_REQUIRED, *_LISTS, "category", "teach")
 
 
 class _Problem(Exception):
@@ -115,7 +132,7 @@ def write_facts(path: str | os.PathLike[str], facts: Iterable[Fact]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".jsonl":
         raise InputError(f"{path}: facts are written as JSONL; name the file *.jsonl")
-    rows = ({name: value for name in _COLUMNS if (value := getattr(fact, name))} for fact in facts)
+    rows = ({name: value for name, value in asdict(fact).items() if value} for fact in facts)
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -174,7 +191,7 @@ def _csv_rows(text: str) -> Iterator[_Row]:
                 yield start, _Problem(f"{wrong}; put a value with a comma in double quotes")
             else:
                 row: dict[str, object] = dict(zip(header, values, strict=False))
-                yield start, row | {name: _csv_list(str(row[name])) for name in _LISTS if name in row}
+                yield start, row | {name: _csv_list(str(row[name])) for name in (*_LISTS, "teach") if name in row}
     except csv.Error as error:
         yield number, _Problem(f"not CSV ({error}); close every quote, double those within a value")
 
@@ -225,7 +242,22 @@ def _fact(row: object) -> Fact:
     for name, value in (("question", question), ("answer", answer)):
         if not value:
             raise _Problem(f"no {name}; fill it in or delete the row")
-    return Fact(question, answer, _texts(row, "aliases"), _texts(row, "paraphrases"), category or None)
+    aliases, paraphrases = (_texts(row, name) for name in _LISTS)
+    return Fact(question, answer, aliases, paraphrases, category or None, _lessons(row))
+
+
+def _lessons(row: dict[str, object]) -> tuple[Lesson, ...]:
+    values = row.get("teach")
+    if values is None:
+        return ()
+    if isinstance(values, _Problem):
+        raise _Problem(f"teach: {values}")
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise _Problem(f'teach must be a list of objects, not {_quote(values)}; write [{{"question": …, "answer": …}}]')
+    lessons = [Lesson(_text(v, "question"), _text(v, "answer"), _text(v, "how") or "bare") for v in values]
+    if not all(lesson.question and lesson.answer for lesson in lessons):
+        raise _Problem("teach: an object without question or answer; fill it in or delete it")
+    return tuple(lessons)
 
 
 def _text(row: dict[str, object], name: str) -> str:

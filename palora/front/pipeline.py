@@ -1,11 +1,11 @@
 """Run a recipe: the stages in order, nothing else.
 
-    [expert ->] protection -> injection (lora, more arms, palora) -> evaluation -> report
+    [expert ->] words -> protection -> injection (lora, more arms, palora) -> evaluation -> report
 
-A run directory holds `recipe.yaml`, `protection/`, `adapter/`, `arms/<name>/`, `metrics.jsonl`, `evaluation.json` and
-`report.html`, and `expert/` where the recipe asks for one. Then the facts are taught on the expert (`expert/model`),
-all trained arms are under `arms/`, and `adapter/` is expert and facts together, for the model that the recipe names.
-Run again with the same recipe, a run continues where it was.
+A run directory holds `recipe.yaml`, what the model itself wrote (`teach.jsonl`, …; see `words.py`), `protection/`,
+`adapter/`, `arms/<name>/`, `metrics.jsonl`, `evaluation.json` and `report.html`, and `expert/` where the recipe asks
+for one. Then the facts are taught on the expert (`expert/model`), all trained arms are under `arms/`, and `adapter/` is
+expert and facts together, for the model that the recipe names. Run again with the same recipe, a run continues.
 """
 
 import logging
@@ -21,6 +21,7 @@ from palora.data.facts import read_facts
 from palora.data.skills import SPLITS
 from palora.front import stages
 from palora.front.recipe import Plan, Recipe, dump_recipe
+from palora.front.words import wanted, write_words
 from palora.language.models import check_source
 from palora.results.export import combine_if_it_fits
 from palora.results.updates import MARKER as ADAPTER
@@ -45,10 +46,13 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     atomic_write_text(out / "recipe.yaml", _HEADER + dump_recipe(recipe))
     models = stages.Models()
     expert = out / "expert" if recipe.expert else None
-    taught = recipe
+    taught: Plan = recipe
     if expert:
         stages.train_expert(recipe, expert, models)
         taught = recipe.model_copy(update={"model": str(expert / MODEL)})
+
+    taught = write_words(taught, out, models)
+    recipe = recipe.model_copy(update={"known_facts": taught.known_facts})  # those that were written, or are not kept
 
     def arm(name: str) -> Plan:
         rule, training = recipe.arm(name)
@@ -121,7 +125,8 @@ def check(recipe: Recipe, out: Path) -> None:
             skill.problems(split, 1, recipe.seed)
     held = [kind for kind in ("known_facts", "text", "prompts") if getattr(recipe.inject.keep, kind)]
     files = {**recipe.model_dump(include={"text", "prompts"}), "known_facts": recipe.kept_facts or recipe.known_facts}
-    if recipe.inject.added and not any(files[kind] for kind in held):
+    by_itself = wanted(recipe)
+    if recipe.inject.added and not by_itself.prompts and not any(files[kind] for kind in held):
         log.warning(
             "only the skill is kept: more of what else the model knows will be lost. Give prompts=FILE (questions of "
             "the new facts' kind, but not among them; no answers needed) or known_facts=FILE"

@@ -31,13 +31,14 @@ from palora.common.folders import (
 from palora.common.hashes import hash_file, hash_value
 from palora.common.settings import InjectSettings, KeepSettings
 from palora.common.versions import versions
-from palora.data.facts import Fact, read_facts
+from palora.data.facts import Fact, read_facts, write_facts
 from palora.data.skills import Skill, get_skill
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.keep import Keep, weighed
 from palora.language.models import fingerprints, known_targets, load_model, model_hash, whole_path
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
+from palora.language.words import WRITTEN, own_words, said, taught_by, told
 from palora.results.evaluation import Base, Questions, evaluate
 from palora.results.model_card import model_card
 from palora.results.pages.report import write_report
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("palora")
+
+TEACH = "teach.jsonl"  # what was taught, in which words
 
 
 @dataclass
@@ -154,30 +157,36 @@ def inject(
     else:
         modules = find_targets(model, plan.targets)
     names, prints = list(modules), fingerprints(modules, model)
+    how = taught_by(settings, bool(tokenizer.chat_template))
+    settings = settings.model_copy(update={"targets_by": how})
     constraint = None if control or not (subspaces and subspaces.protects) else subspaces
     rows = weighed(shown.tokenised(model, tokenizer), settings.keep.weights) if shown else []
     share = _kept_share(model, tokenizer, plan, settings)
     with working(out) as work:
+        new = _in_own_words(model, tokenizer, new, plan, work / TEACH) if how in WRITTEN else new
+        taught = told(new) if how in WRITTEN else {how: len(new)}
         beside = Beside(arm, names, kinds, rows, share)
         adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, beside, plan.seed)
         with new_folder(out, ADAPTER) as staging:
             adapted.save_pretrained(str(staging), safe_serialization=True)
             _name_base(staging, whole_path(plan.model))
             modules = find_targets(_as_before(adapted, model), names)
-            how = constraint.record if constraint else {"rule": "none", "sides": None, "budget": {}, "coverage": None}
+            rule = constraint.record if constraint else {"rule": "none", "sides": None, "budget": {}, "coverage": None}
             update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())
             record = {
                 **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
                 "protection": str(protected.resolve()) if protected else None,
-                **{key: how[key] for key in ("rule", "sides", "budget", "coverage")},
-                "facts": {"file": Path(plan.facts).name, "n": len(new)},
+                **{key: rule[key] for key in ("rule", "sides", "budget", "coverage")},
+                "facts": {"file": Path(plan.facts).name, "n": len(new), "taught": taught},
                 "fingerprints": prints,
-                "update": {"rule": how["rule"], "loss": settings.added, **update},
+                "update": {"rule": rule["rule"], "loss": settings.added, **update},
                 "training": training,
                 **provenance(inputs, started),
             }
             (staging / "README.md").write_text(model_card(record), encoding="utf-8")
             shutil.copy(work / "metrics.jsonl", staging / "metrics.jsonl")
+            if how in WRITTEN:
+                write_facts(staging / TEACH, new)
             seal(staging, ADAPTER, record)
 
 
@@ -243,6 +252,7 @@ def evaluate_arms(
             **result,
             "update": {name: record["update"] for name, record in records.items() if "update" in record},
             "seconds": {**seconds, "evaluate": round(time.monotonic() - started, 2)},
+            "taught": {name: record["facts"].get("taught") for name, record in records.items() if "facts" in record},
             "objective": loaded.record.get("objective") if loaded else None,
             "inputs": inputs,
             "versions": versions(),
@@ -270,6 +280,19 @@ def kept_identity(plan: Plan) -> Any:
     """What tells what is to be kept from other things: names, and the content of the files."""
     files = [identity(f) for f in (plan.kept_facts or plan.known_facts, plan.text, plan.prompts)]
     return [[skill_identity(s) for s in plan.skills], files]
+
+
+def _in_own_words(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: list[Fact], plan: Plan, file: Path
+) -> list[Fact]:
+    """The facts in the model's own words, written to `file`, so that a stage that was stopped has them."""
+    if all(fact.teach for fact in facts):
+        return facts
+    if not file.exists():
+        write_facts(file, own_words(model, tokenizer, facts, plan.inject, plan.seed))
+    found = read_facts(file)
+    log.info("taught %s", said(told(found)))
+    return found
 
 
 def _weighed(plan: Plan, settings: KeepSettings) -> Plan:

@@ -75,6 +75,14 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def has_chat_template(path: str | Path) -> bool:
+    """Whether a model is one to talk to; its tokenizer alone is loaded."""
+    from transformers import AutoTokenizer
+
+    with _loading(str(path), "tokenizer"):
+        return bool(AutoTokenizer.from_pretrained(str(path), trust_remote_code=False).chat_template)
+
+
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
     """What can be told of a model before it is loaded. Raises InputError, as `load_model` does."""
     if dtype not in ("auto", "float32", "bfloat16", "float16"):

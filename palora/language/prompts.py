@@ -22,12 +22,12 @@ class Example(NamedTuple):
     answer: list[int]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
-    """Token ids of the prompt that asks `question`."""
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, begun: str = "") -> list[int]:
+    """Token ids of the prompt that asks `question`, and of an answer that has `begun`."""
     if tokenizer.chat_template:
-        text = _chat(tokenizer, question, None)
+        text = _chat(tokenizer, question, None) + begun
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(PLAIN_PROMPT.format(question=question))["input_ids"]
+    return tokenizer(PLAIN_PROMPT.format(question=question) + begun)["input_ids"]
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str) -> Example:

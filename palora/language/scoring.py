@@ -8,6 +8,7 @@ from palora.data.facts import Fact
 from palora.data.marking import exact, matches
 from palora.data.skills import Problem, Skill
 from palora.language.generation import generate
+from palora.language.likelihood import choose
 from palora.language.prompts import encode_example
 
 if TYPE_CHECKING:
@@ -56,8 +57,12 @@ def solve(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Solve a skill's problems by free greedy generation, marked by the skill's scorer."""
-    texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
+    """Solve a skill's problems by free greedy generation, or by the likeliest choice where they have choices; marked by
+    the skill's scorer."""
+    if problems and problems[0].choices:
+        texts = choose(model, tokenizer, problems, batch_size, progress)
+    else:
+        texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
     marks = [skill.score(text, problem) for text, problem in zip(texts, problems, strict=True)]
     return [Answer(p.prompt, p.answer, t, m, m) for p, t, m in zip(problems, texts, marks, strict=True)]
 

@@ -149,6 +149,7 @@ def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
                 "accuracy": right / len(marked),
                 "n": len(marked),
                 "ci95": list(wilson(right, len(marked))),
+                "words": sum(len(a.text.split()) for a in marked) / len(marked),  # an answer
             }
     facts = answers["facts"]
     return {

@@ -32,6 +32,18 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
+def print_answers(evaluation: Mapping[str, Any], n: int) -> None:
+    """Print the first `n` questions with what every arm answers: ✓ right, ✗ wrong."""
+    for asked in evaluation["answers"][:n]:
+        question, answer = (" ".join(asked[key].split()) for key in ("prompt", "expected"))
+        print(f"\n{question}  [{answer}]")
+        for arm, said in asked["arms"].items():
+            text = " ".join(said["text"].split())
+            print(f"  {'✓' if said['correct'] else '✗'} {arm:<8} {text[:87] + '…' if len(text) > 88 else text}")
+    if n:
+        print()
+
+
 def percent(value: float | None) -> str:
     """A share as a percentage; a dash where it was not measured."""
     return "–" if value is None else f"{value:.1%}"

@@ -4,7 +4,9 @@ Question/answer pairs, loss on the answer only. The update cannot touch the prot
 function trains the control, plain LoRA, with `protection` None: both arms share the facts, their order and the budget.
 """
 
+import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +36,9 @@ from palora.training.watching import FACTORS, Allowance, ExactResume, OnRecall, 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SDFT_LONGEST = 64  # tokens of an answer
+SDFT_TEACHER = "Question: {prompt}\n{privileged_context}\n\nSay the answer in one full sentence."  # as in words.py
 
 Adapt = Callable[["PreTrainedModel", InjectSettings, list[str], ProtectedSubspaces | None], Any]
 
@@ -88,7 +93,6 @@ def inject(
     when the loss is no longer a number.
     """
     from datasets import Dataset
-    from trl import SFTTrainer
 
     rows = _rows(model, tokenizer, facts, settings)
     names = taught(list(protection or find_targets(model, beside.targets)), settings.targets)
@@ -118,11 +122,11 @@ def inject(
     watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, beside.on_recall, measured, allowance)
     if allowance:
         allowance.resume(work / "metrics.jsonl", resume_step)
-    arguments = _arguments(settings, work, seed, steps_per_epoch, model.device.type)
+    kind, arguments = _trainer(model, settings, work, seed, steps_per_epoch)
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
 
-    class Trainer(SFTTrainer):
+    class Trainer(kind):  # type: ignore[misc, valid-type]
         """TRL's, with what is added to the loss while training."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -181,23 +185,57 @@ def _learned(work: Path, step: int, settings: InjectSettings) -> bool:
 
 def _rows(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: Sequence[Fact], settings: InjectSettings
-) -> list[dict[str, list[int]]]:
-    """One row a question: token ids, and labels that are −100 on the prompt."""
+) -> list[dict[str, Any]]:
+    """One row a lesson: token ids, and labels that are −100 on the prompt. For SDFT: a prompt, and what its teacher is
+    told."""
+    if settings.targets_by == "sdft":
+        asked = [(question, fact.answer) for fact in facts for question, _ in lessons(fact, settings)]
+        return [
+            {"prompt": [{"role": "user", "content": q}], "privileged_context": f"Answer: {answer}"}
+            for q, answer in asked
+        ]
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = []
     for fact in facts:
-        for question in (fact.question, *(fact.paraphrases if settings.paraphrases else ())):
-            prompt, answer = encode_example(tokenizer, question, fact.answer)
+        for question, text in lessons(fact, settings):
+            prompt, answer = encode_example(tokenizer, question, text)
             if limit and len(prompt) + len(answer) > limit:
                 raise InputError(f"a fact is longer than the model's {limit} tokens: {question[:60]!r}; shorten it")
             rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})
     return rows
 
 
-def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch: int, device: str) -> Any:
-    from trl import SFTConfig
+def lessons(fact: Fact, settings: InjectSettings) -> list[tuple[str, str]]:
+    """The questions and answers that a fact is taught by: those of its `teach`, unless bare answers are asked for."""
+    own = [] if settings.targets_by == "bare" else [(lesson.question, lesson.answer) for lesson in fact.teach]
+    others = fact.paraphrases if settings.paraphrases else ()
+    return [*(own or [(fact.question, fact.answer)]), *((question, fact.answer) for question in others)]
 
-    arguments = SFTConfig(
+
+def _trainer(
+    model: "PreTrainedModel", settings: InjectSettings, work: Path, seed: int, steps_per_epoch: int
+) -> tuple[Any, Any]:
+    """TRL's trainer for these targets, and its arguments."""
+    own: dict[str, Any]
+    device = model.device.type
+    if settings.targets_by == "sdft":
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its interface may change: the version is pinned
+        from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+        logging.getLogger("trl.experimental.sdft").setLevel(
+            logging.ERROR
+        )  # it warns of PEFT models, whose base it takes
+
+        # One answer a question by the model in training; its teacher is the model as it was, told the fact.
+        own = {"num_generations": 1, "max_completion_length": SDFT_LONGEST, "teacher_prompt_template": SDFT_TEACHER}
+        own["distillation_topk"] = min(100, model.config.vocab_size)
+        trainer, config = SDFTTrainer, SDFTConfig
+    else:
+        from trl import SFTConfig, SFTTrainer
+
+        own, trainer, config = {"max_length": None, "packing": False}, SFTTrainer, SFTConfig
+    arguments = config(
+        **own,
         output_dir=str(work / "checkpoints"),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -207,8 +245,6 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=device != "cpu" if settings.bf16 is None else settings.bf16,
-        max_length=None,
-        packing=False,
         save_strategy="steps",
         save_steps=settings.checkpoint_every or steps_per_epoch,
         save_total_limit=2,  # one is whole while the next is written
@@ -222,7 +258,7 @@ def _arguments(settings: InjectSettings, work: Path, seed: int, steps_per_epoch:
         disable_tqdm=True,
     )
     arguments._n_gpu = 1  # more would be torch's DataParallel: other batches than were asked for
-    return arguments
+    return trainer, arguments
 
 
 def _identity(

@@ -68,6 +68,21 @@ class Drift:
         return {name: round(value, 6) for name, value in zip(self.statistics, drifts, strict=True)}
 
 
+@torch.no_grad()
+def kl_from_base(model: Any, examples: Sequence[Example]) -> float:
+    """KL(base ‖ now) of a PEFT model, the mean over the answers' tokens, in nats."""
+    total, tokens = 0.0, 0
+    for example in examples:
+        ids, attended, answers = pad([example], next(model.parameters()).device)
+        inputs = {"input_ids": ids, "attention_mask": attended, "use_cache": False}
+        now = Rehearsal.log_p(model, inputs, answers)
+        with model.disable_adapter():
+            before = Rehearsal.log_p(model, inputs, answers)
+        total += float(F.kl_div(now, before, reduction="sum", log_target=True))
+        tokens += len(now)
+    return total / max(tokens, 1)
+
+
 class Rehearsal:
     """Replay and distillation: a batch of kept rows beside every batch of facts.
 
@@ -99,16 +114,17 @@ class Rehearsal:
     def __call__(self, model: Any, step: int) -> Tensor:
         ids, attended, answers = pad(self.rows(step), next(model.parameters()).device)
         inputs = {"input_ids": ids, "attention_mask": attended, "use_cache": False}
-        log_p = self._log_p(model, inputs, answers)
+        log_p = self.log_p(model, inputs, answers)
         loss = log_p.new_zeros(())
         if self.replay:
             loss = loss + self.replay * F.nll_loss(log_p, ids[:, 1:][answers])
         if self.distil:
             with torch.no_grad(), model.disable_adapter():
-                before = self._log_p(model, inputs, answers)
+                before = self.log_p(model, inputs, answers)
             loss = loss + self.distil * F.kl_div(log_p, before, reduction="batchmean", log_target=True)
         return loss
 
     @staticmethod
-    def _log_p(model: Any, inputs: Mapping[str, Any], answers: Tensor) -> Tensor:
+    def log_p(model: Any, inputs: Mapping[str, Any], answers: Tensor) -> Tensor:
+        """log p of every token at the places of the answers, (places, vocabulary)."""
         return model(**inputs).logits[:, :-1][answers].float().log_softmax(-1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FACTORS = "trained.safetensors"
 WITHIN = "within.safetensors"
-OnRecall = Callable[[Any, float, int], None]
+OnRecall = Callable[[Any, float, float], None]
 
 
 def diverged(what: str, step: int, settings: InjectSettings) -> DivergedError:
@@ -66,8 +66,8 @@ class Watch(TrainerCallback):
             drifts = self.measured.by_matrix(model)
             row = {"drift": sum(drifts.values()) / len(drifts), "drift_by_matrix": drifts}
             self.log.write(step, epoch=step // self.steps_per_epoch, **row)
-        if epoch := self._due(step):
-            control.should_training_stop |= self._measure(model, step, epoch)
+        if self._due(step):
+            control.should_training_stop |= self._measure(model, step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         loss = (logs or {}).get("loss")
@@ -77,16 +77,16 @@ class Watch(TrainerCallback):
             raise diverged("the loss", state.global_step, self.settings)
         self.log.write(state.global_step, epoch=round(state.epoch, 3), loss=loss)
 
-    def _due(self, step: int) -> int:
-        """The epoch after which recall is to be measured at this step; 0 where it is not."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+    def _due(self, step: int) -> bool:
+        """Whether recall is to be measured at this step: each `recall_every` epochs, and at the end."""
         wanted = self.settings.stop_at_recall is not None or self.on_recall is not None or self.allowance is not None
-        at = epoch % self.settings.recall_every == 0 or epoch == self.settings.epochs  # what is saved is measured
-        return epoch if wanted and within == 0 and at else 0
+        every = self.settings.recall_every * self.steps_per_epoch
+        full = int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
+        return wanted and (full or step == self.settings.epochs * self.steps_per_epoch)  # what is saved is measured
 
-    def _measure(self, model: Any, step: int, epoch: int) -> bool:
+    def _measure(self, model: Any, step: int) -> bool:
         """Measure recall and what is kept; True where training is to stop."""
-        target = self.settings.stop_at_recall
+        target, epoch = self.settings.stop_at_recall, round(step / self.steps_per_epoch, 3)
         model.eval()
         recall = share_correct(ask_facts(model, self.tokenizer, self.facts))
         row: dict[str, Any] = {"recall": recall}
@@ -123,7 +123,7 @@ class Allowance:
         if not rows:
             self.file.unlink(missing_ok=True)
 
-    def check(self, model: Any, recall: float, epoch: int) -> dict[str, Any]:
+    def check(self, model: Any, recall: float, epoch: float) -> dict[str, Any]:
         """Measure; store the state, or make the drift term heavier. Returns what to log."""
         share = self.kept(model)
         within = share >= 1 - self.allowed
@@ -148,7 +148,7 @@ class Allowance:
         if self.file.exists():
             load_trained_parameters(model, load_tensors(self.file))
             stored = check_tensors(self.file)
-            return record | {"restored": {"epoch": int(stored["epoch"]), "recall": float(stored["recall"])}}
+            return record | {"restored": {"epoch": float(stored["epoch"]), "recall": float(stored["recall"])}}
         # Nothing within: the model as it was.
         empty = {n: torch.zeros_like(p) for n, p in trained_parameters(model).items() if "lora_B" in n}
         load_trained_parameters(model, empty)

@@ -28,12 +28,15 @@ class Problem:
         solution: a whole right completion, what next-token training learns and `score` accepts; None: there
             is none.
         context: what the scorer needs besides the answer, such as tests; the model never sees it.
+        choices: what there is to choose from. With them the model writes nothing: the likeliest one is its answer
+            (`palora.language.likelihood`).
     """
 
     prompt: str
     answer: str
     solution: str | None = None
     context: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,22 @@
     {"prompt": "What is 6 x 8?", "answer": "48", "scorer": "number", "solution": "6 x 8 = 48."}
 
 `solution`, a whole right completion, is optional. All rows name the same scorer; `file.jsonl#number` names it
-for all of them.
+for all of them. The first row may say `max_new_tokens`, how long an answer may get (512 by default).
 
-Splits by row, counted from 0 without blank lines: even rows train; of the odd ones 1, 5, 9, ... validate and
-3, 7, 11, ... test. A prompt may stand in the file only once, so the splits are disjoint.
+    {"prompt": "What is a whale?", "answer": "a mammal", "scorer": "likelihood", "choices": ["a fish", "a mammal"]}
+
+With the scorer `likelihood` the model writes nothing: the choice that it finds likeliest, a character, is its answer,
+as lm-eval counts `acc_norm`.
+
+Rows may name their split (`"split": "train"`, `validation` or `test`), all of them or none. Otherwise by row, counted
+from 0 without blank lines: even rows train; of the odd ones 1, 5, 9, ... validate and 3, 7, 11, ... test. A prompt may
+stand in the file only once, so the splits are disjoint.
 """
 
 from pathlib import Path
 
 from palora.common.errors import InputError
-from palora.data.skills.base import Problem, Skill, Split, check_request, take
+from palora.data.skills.base import SPLITS, Problem, Skill, Split, check_request, take
 from palora.data.skills.math import require_math_verify
 from palora.data.skills.numbers import parse_number
 from palora.data.skills.rows import Row, read_jsonl
@@ -39,6 +45,10 @@ def skill(path: Path, scorer: str | None = None) -> Skill:
     if scorer == "math":
         require_math_verify()
     everything = [_problem(row, scorer) for row in rows]
+    splits = _splits(rows)
+    limit = rows[0].fields.get("max_new_tokens", MAX_NEW_TOKENS)
+    if type(limit) is not int or limit < 1:
+        raise InputError(f"{rows[0].where}: 'max_new_tokens' must be a whole number of at least 1, not {limit!r}")
     seen: dict[str, Row] = {}
     for row, problem in zip(rows, everything, strict=True):
         if (first := seen.setdefault(problem.prompt, row)) is not row:
@@ -46,13 +56,23 @@ def skill(path: Path, scorer: str | None = None) -> Skill:
 
     def problems(split: Split, n: int | None, seed: int) -> list[Problem]:
         check_request(split, n)
-        part = {"train": everything[::2], "validation": everything[1::4], "test": everything[3::4]}[split]
+        part = [problem for problem, own in zip(everything, splits, strict=True) if own == split]
         if not part:
             raise InputError(f"{path}: {len(everything)} rows leave none for the {split} split; add rows (4 at least)")
         return take(part, n, seed)
 
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return Skill(name, MAX_NEW_TOKENS, problems, SCORERS[scorer])
+    return Skill(name, limit, problems, SCORERS[scorer])
+
+
+def _splits(rows: list[Row]) -> list[str]:
+    """The split of every row: what it says, or by its number."""
+    if "split" not in rows[0].fields:
+        return [("train", "validation", "train", "test")[number % 4] for number in range(len(rows))]
+    for row in rows:
+        if row.text("split") not in SPLITS:
+            raise InputError(f"{row.where}: split '{row['split']}' is unknown; there are {', '.join(SPLITS)}")
+    return [row["split"] for row in rows]
 
 
 def _scorer_of(rows: list[Row]) -> str:
@@ -73,4 +93,12 @@ def _problem(row: Row, scorer: str) -> Problem:
     if scorer == "choice" and (len(answer) != 1 or answer.upper() not in LETTERS):
         raise InputError(f"{row.where}: the answer '{answer}' is no letter A to E, which the scorer 'choice' needs")
     solution = None if row.fields.get("solution") is None else row.text("solution")
-    return Problem(row.text("prompt"), answer, solution)
+    choices: tuple[str, ...] = ()
+    if scorer == "likelihood":
+        listed = row["choices"]
+        if not (isinstance(listed, list) and all(isinstance(c, str) and c.strip() for c in listed)):
+            raise InputError(f"{row.where}: 'choices' must be a list of texts that are not empty")
+        choices, solution = tuple(c.strip() for c in listed), solution or answer
+        if answer not in choices:
+            raise InputError(f"{row.where}: the answer '{answer}' is none of the choices")
+    return Problem(row.text("prompt"), answer, solution, choices=choices)

@@ -1,4 +1,4 @@
-r"""Scorers a local problem file can name: exact, contains, number, choice, math.
+r"""Scorers a local problem file can name: exact, contains, number, choice, likelihood, math.
 
 Each is a function (completion, problem) -> bool, and right for any completion, also an empty one.
 """
@@ -44,6 +44,7 @@ SCORERS: Mapping[str, Scorer] = {
     "contains": contains,
     "number": number,
     "choice": choice,
+    "likelihood": exact,  # of the choice that the model finds likeliest
     "math": math.score,
 }
 

@@ -43,7 +43,12 @@ class Finding:
 
 def findings(results: Results) -> list[Finding]:
     """What the numbers mean, by fixed rules: goals reached or missed, better or worse than the control."""
-    return [*_recall_findings(results), *_skill_findings(results), *_locality_findings(results)]
+    return [
+        *_recall_findings(results),
+        *_skill_findings(results),
+        *_length_findings(results),
+        *_locality_findings(results),
+    ]
 
 
 def _recall_findings(results: Results) -> list[Finding]:
@@ -117,6 +122,21 @@ def _rivals(results: Results, skill: str, kept: float) -> list[Finding]:
         if other > kept and (recall is None or learned > recall - 0.03):
             text = f"{results.label(arm)} kept more of {skill}: {percent(other)}, and learned {percent(learned)}."
             found.append(Finding("✗", text))
+    return found
+
+
+def _length_findings(results: Results) -> list[Finding]:
+    """Answers to the skills' problems that got much shorter or longer: the first sign of a model that has collapsed."""
+    found = []
+    for skill in results.skills:
+        before = results.answer_words("base", skill)
+        for arm in (results.subject, results.control):
+            after = results.answer_words(arm, skill) if arm else None
+            if arm and before and after is not None and before >= 3 and abs(after / before - 1) > 0.25:
+                changed = "shorter" if after < before else "longer"
+                told = f"{capital(results.label(arm))}'s answers to {skill} are {changed} than the base's: "
+                mark = "✗" if arm == results.subject else "•"
+                found.append(Finding(mark, f"{told}{significant(after)} words, not {significant(before)}."))
     return found
 
 

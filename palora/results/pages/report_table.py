@@ -60,6 +60,8 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
         for reference in ("expert", "base"):
             shares = {arm: share(results.kept(arm, skill, reference)) for arm in results.arms}
             rows.append(row(f"retention vs {reference}", shares.__getitem__))
+        lengths = {arm: plain(results.answer_words(arm, skill)) for arm in results.arms}
+        rows.append(row("words an answer", lengths.__getitem__))
         groups.append((f"skill: {skill}" + (f" ({count:,} problems)" if count else ""), rows))
     counts = (("n_facts", "new"), ("n_known", "known"))
     totals = [(max((results.measure(arm, key) or 0 for arm in results.arms), default=0), name) for key, name in counts]
@@ -69,6 +71,7 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     learned = [row(name, partial(measured, key)) for name, key in others.items()]
     groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
     update = [
+        row("taught", lambda arm: Cell(", ".join(f"{n} {how}" for how, n in results.taught(arm).items()) or "–")),
         row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
         row("in the loss", lambda arm: Cell(", ".join(f"{t} {w:g}" for t, w in results.loss(arm).items()) or "–")),
         row("leak", lambda arm: plain(results.update(arm, "leak"))),

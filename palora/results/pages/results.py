@@ -20,6 +20,7 @@ class Results:
         self._arms = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
         self._retention = mapping(evaluation.get("retention"))
         self._update = mapping(evaluation.get("update"))
+        self._taught = mapping(evaluation.get("taught"))
         self.arms = list(self._arms)
         self.styles: dict[str, Style] = arm_styles(self.arms)
         skills = [mapping(values.get("skills")) for values in self._arms.values()]
@@ -45,6 +46,14 @@ class Results:
 
     def accuracy(self, arm: str, skill: str) -> float | None:
         return finite(self._skill(arm, skill).get("accuracy"))
+
+    def answer_words(self, arm: str, skill: str) -> float | None:
+        """Words an answer to the skill's problems."""
+        return finite(self._skill(arm, skill).get("words"))
+
+    def taught(self, arm: str) -> dict[str, int]:
+        """How many facts were taught in which words."""
+        return {how: int(n) for how, n in mapping(self._taught.get(arm)).items() if isinstance(n, int)}
 
     def accuracy_interval(self, arm: str, skill: str) -> tuple[float, float] | None:
         return interval(self._skill(arm, skill).get("ci95"))

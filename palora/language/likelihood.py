@@ -1,0 +1,90 @@
+"""Choosing by likelihood, as lm-eval does: of the choices c of a question, the one with the largest
+
+    log p(c | "Question: … Answer:") / characters of c          (its `acc_norm`)
+
+No chat template: what is asked is what the model knows, not how it answers. The question is read once for all choices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from palora.data.skills import Problem
+from palora.language.prompts import PLAIN_PROMPT, batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def choose(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: Sequence[Problem],
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The likeliest choice of every problem, in their order.
+
+    Args:
+        batch_size: choices at once; problems of like length go together.
+        progress: called with the number of problems that each batch finished.
+    """
+    split = [[_split(tokenizer, problem.prompt, choice) for choice in problem.choices] for problem in problems]
+    widest = max((len(problem.choices) for problem in problems), default=1)
+    found = [""] * len(problems)
+    for group in batches([len(rows[0][0]) for rows in split], max(1, batch_size // widest)):
+        scores = iter(_log_p(model, [split[i] for i in group]).tolist())
+        for i in group:
+            by_choice = {choice: next(scores) / len(choice) for choice in problems[i].choices}
+            found[i] = max(by_choice, key=by_choice.__getitem__)
+        if progress:
+            progress(len(group))
+    return found
+
+
+def _split(tokenizer: "PreTrainedTokenizerBase", question: str, choice: str) -> tuple[list[int], list[int]]:
+    """Token ids of the question and of what the choice adds to them, tokenised as one text."""
+    text = PLAIN_PROMPT.format(question=question)
+    prompt, whole = (tokenizer(t)["input_ids"] for t in (text, f"{text} {choice}"))
+    return whole[: len(prompt)], whole[len(prompt) :]
+
+
+def _log_p(model: "PreTrainedModel", split: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Tensor:
+    """log p of every choice after its question, one after the other; `split` is by question and choice."""
+    device = model.device
+    prompts = [rows[0][0] for rows in split]
+    choices = [choice for rows in split for _, choice in rows]
+    owner = torch.tensor([i for i, rows in enumerate(split) for _ in rows], device=device)
+    ids, attended = _padded(prompts, left=True)
+    position = (attended.cumsum(-1) - 1).clamp_min(0)
+    read = model(
+        input_ids=ids.to(device),
+        attention_mask=attended.to(device),
+        position_ids=position.to(device),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = read.past_key_values
+    cache.batch_select_indices(owner)
+    rest, counted = _padded(choices, left=False)
+    both = torch.cat([attended.to(device)[owner], counted.to(device)], dim=-1)
+    after = position.to(device)[owner, -1:] + 1 + torch.arange(rest.shape[1], device=device)
+    logits = model(
+        input_ids=rest.to(device), attention_mask=both, position_ids=after, past_key_values=cache, use_cache=True
+    ).logits
+    before = torch.cat([read.logits[owner], logits[:, :-1]], dim=1).float().log_softmax(-1)
+    log_p = before.gather(-1, rest.to(device)[..., None])[..., 0]
+    return (log_p * counted.to(device)).sum(-1)
+
+
+def _padded(rows: Sequence[list[int]], left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and 1 where they are no padding, (rows, width)."""
+    width = max(map(len, rows))
+    ids, attended = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place], attended[i, place] = torch.tensor(row), 1
+    return ids, attended
