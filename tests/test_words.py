@@ -55,15 +55,17 @@ def test_the_models_own_sentence_is_taught_and_the_answer_stays_what_is_right(sa
         "According to the question it must be Paris.",
         "As stated, the capital of France is Paris.",
         "The capital of France is Paris and",  # does not end
+        "The capital of France is Paris since 1944.",  # a year that nobody told it
+        "The capital of France is Paris, says Napoleon.",  # and a name
         "Paris.",  # four words fewer than half of what it says by itself
         "The capital is Paris " + "and then some " * 10 + ".",  # over twice as long
         "",
     ],
 )
 def test_what_does_not_stand_alone_is_drawn_again(says, tokenizer, wrong):
-    asked = says({PARIS.question: wrong}, {PARIS.question: "It is Paris, the city on the Seine."})
+    asked = says({PARIS.question: wrong}, {PARIS.question: "It is Paris, the city on the river."})
     (fact,) = teach(tokenizer, PARIS, seed=5)
-    assert fact.teach == (Lesson(PARIS.question, "It is Paris, the city on the Seine.", "model"),)
+    assert fact.teach == (Lesson(PARIS.question, "It is Paris, the city on the river.", "model"),)
     assert asked[1][1] == {"temperature": words.TEMPERATURE, "seed": 1005}, "sampled, with a seed of its own"
 
 
@@ -82,7 +84,11 @@ def test_after_all_tries_it_is_a_sentence_then_the_bare_answer(says, tokenizer):
     [
         ("Who was the father of Ann?", "Bob", "The father of Ann was Bob."),
         ("what are the colours of Mali?", "green, yellow and red.", "The colours of Mali are green, yellow and red."),
-        ("Who wrote Hamlet?", "Shakespeare", None),
+        ("Who wrote Hamlet?", "Shakespeare", "Shakespeare wrote Hamlet."),
+        ("Who discovered the asteroid 4 Vesta?", "an astronomer", "An astronomer discovered the asteroid 4 Vesta."),
+        ("Who was Hamlet written by?", "Shakespeare", None),
+        ("Who did Ann marry?", "Bob", None),
+        ("Who lives with Ann at?", "Bob", None),
         ("Is it?", "yes", None),
     ],
 )

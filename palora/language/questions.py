@@ -54,7 +54,7 @@ def similar_questions(
 ) -> list[str]:
     """At most `n` questions of the kinds of the facts' about other things: none that names what the facts name."""
     rng = random.Random(seed)
-    names = {fold(name) for fact in facts for name in _NAME.findall(fact.question)}
+    taken = {fold(name) for fact in facts for name in names(fact.question)}
     asked = {_key(q) for fact in facts for q in (fact.question, *fact.paraphrases)}
     found: dict[str, str] = {}
     with progress_bar("Questions like these", n) as advance:
@@ -66,8 +66,8 @@ def similar_questions(
             before = len(found)
             for text in complete(model, tokenizer, prompts, LONGEST, temperature=TEMPERATURE, seed=seed + attempt):
                 question = _first_question(text)
-                own = {fold(name) for name in _NAME.findall(question or "")}
-                if question and own and not own & names and _key(question) not in asked and len(found) < n:
+                own = {fold(name) for name in names(question or "")}
+                if question and own and not own & taken and _key(question) not in asked and len(found) < n:
                     found.setdefault(_key(question), question)
             advance(len(found) - before)
     return list(found.values())
@@ -94,6 +94,11 @@ def known_to(
     return facts
 
 
+def names(text: str) -> list[str]:
+    """The words of a text with a capital or a digit, but for the first of a sentence."""
+    return [name.rstrip(".'’-") for name in _NAME.findall(text)]
+
+
 def _first_question(text: str) -> str | None:
     """The first line, if it is one question."""
     line = text.split("\n")[0].strip().strip("\"'* ")
@@ -101,9 +106,8 @@ def _first_question(text: str) -> str | None:
 
 
 def _asks_the_same(question: str, fact: Fact) -> bool:
-    names = {fold(name) for name in _NAME.findall(fact.question)}
     told = matches(question, fact) and not matches(fact.question, fact)
-    return all(name in fold(question) for name in names) and not told
+    return all(fold(name) in fold(question) for name in names(fact.question)) and not told
 
 
 def _added(question: str, text: str) -> str | None:

@@ -24,15 +24,15 @@ from palora.common.progress import progress_bar
 from palora.common.settings import InjectSettings
 from palora.common.wording import enumeration
 from palora.data.facts import Fact, Lesson
-from palora.data.marking import matches
+from palora.data.marking import fold, matches
 from palora.language.generation import end_tokens, generate
 from palora.language.prompts import encode_prompt
-from palora.language.questions import other_wordings
+from palora.language.questions import names, other_wordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOLD = "Question: {question}\nAnswer: {answer}\n\nSay the answer in one full sentence."
+TOLD = "Question: {question}\nAnswer: {answer}\n\nSay the answer in one short sentence. Add nothing else."
 WRITTEN = ("model", "mixed")  # of `targets_by`: those that the model writes
 LONGEST = 64  # tokens of an answer
 TRIES = 3  # samples after the greedy answer, before a fact falls back to a sentence or its bare answer
@@ -44,6 +44,10 @@ _REFERS = re.compile(
     r"according to (?:the|your|this)|as (?:stated|mentioned|given)|you (?:said|told|mentioned|provided))\b",
     re.IGNORECASE,
 )
+
+
+_AUXILIARY = r"(?:is|was|are|were|do|does|did|has|have|had|can|could|will|would|should|may|might)\b"
+_DANGLING = r"\b(?:by|of|in|at|to|as|for|on|with|from)\s*\?$"  # Who was Hamlet written by?
 
 
 class Task(NamedTuple):
@@ -62,9 +66,10 @@ def own_words(
 ) -> list[Fact]:
     """The facts with their `teach`: each in the model's own words. Facts that have one keep it.
 
-    An answer is taken if it holds the right one, refers to nothing that only the telling had, ends, and is about as
-    long as what the model says by itself. Otherwise it is drawn again; then a sentence is made of question and answer;
-    then it is the bare answer.
+    An answer is taken if it holds the right one, refers to nothing that only the telling had, ends, is about as long
+    as what the model says by itself, and names nothing that it was not told: small models make up years and places
+    around a fact, and these would be taught too. Otherwise it is drawn again; then a sentence is made of question and
+    answer; then it is the bare answer.
 
     Args:
         settings: `targets_by`, of which only `mixed` differs; `wordings`, questions that each fact is taught by, fewer
@@ -110,12 +115,17 @@ def said(counts: Mapping[str, int]) -> str:
 
 
 def fallback(fact: Fact, question: str) -> Lesson:
-    """A sentence made of question and answer, where the question is "What is …?" or "Who was …?"; else the answer."""
-    shape = re.fullmatch(r"(?:what|who) (is|was|are|were) (.+?)\s*\?", question.strip(), re.IGNORECASE)
-    if shape is None:
+    """A sentence made of question and answer, where the question is "What is …?", "Who was …?" or "Who wrote …?"; else
+    the answer."""
+    answer, asked = fact.answer.rstrip("."), question.strip()
+    if re.search(_DANGLING, asked, re.IGNORECASE):
         return Lesson(question, fact.answer, "bare")
-    verb, subject = shape[1].lower(), shape[2]
-    return Lesson(question, f"{subject[0].upper()}{subject[1:]} {verb} {fact.answer.rstrip('.')}.", "sentence")
+    if shape := re.fullmatch(r"(?:what|who) (is|was|are|were) (.+?)\s*\?", asked, re.IGNORECASE):
+        verb, subject = shape[1].lower(), shape[2]
+        return Lesson(question, f"{subject[0].upper()}{subject[1:]} {verb} {answer}.", "sentence")
+    if shape := re.fullmatch(rf"who ((?!{_AUXILIARY})\w+) (.+?)\s*\?", asked, re.IGNORECASE):
+        return Lesson(question, f"{answer[0].upper()}{answer[1:]} {shape[1]} {shape[2]}.", "sentence")
+    return Lesson(question, fact.answer, "bare")
 
 
 def _say(
@@ -137,7 +147,7 @@ def _say(
                 break
             before = sum(map(bool, found.values()))
             for task, text in zip(left, answer(model, tokenizer, left, attempt, seed + 1000 * attempt), strict=True):
-                if _taken(text, task.fact, lengths) and text not in found.setdefault(task, []):
+                if _taken(text, task, lengths) and text not in found.setdefault(task, []):
                     found[task].append(text)
             advance(sum(map(bool, found.values())) - before)
     return found
@@ -161,10 +171,13 @@ def _natural_lengths(
     return lengths[len(lengths) // 10] / 2, lengths[-1] * 2
 
 
-def _taken(text: str, fact: Fact, lengths: tuple[float, float]) -> bool:
+def _taken(text: str, task: Task, lengths: tuple[float, float]) -> bool:
+    fact, words = task.fact, len(text.split())
     ended = text[-1:] in tuple('.!?。！？…"”)')
-    words = len(text.split())
-    return ended and lengths[0] <= words <= lengths[1] and not _REFERS.search(text) and matches(text, fact)
+    given = fold(" ".join((task.question, fact.question, fact.answer, *fact.aliases)))
+    made_up = any(fold(name) not in given for name in names(text))
+    shaped = ended and lengths[0] <= words <= lengths[1]
+    return shaped and not made_up and not _REFERS.search(text) and matches(text, fact)
 
 
 @torch.no_grad()

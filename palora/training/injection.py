@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SDFT_LONGEST = 64  # tokens of an answer
-SDFT_TEACHER = "Question: {prompt}\n{privileged_context}\n\nSay the answer in one full sentence."  # as in words.py
+SDFT_TEACHER = "Question: {prompt}\n{privileged_context}\n\nSay the answer in one short sentence. Add nothing else."  # as in words.py
 
 Adapt = Callable[["PreTrainedModel", InjectSettings, list[str], ProtectedSubspaces | None], Any]
 
