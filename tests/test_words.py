@@ -69,6 +69,18 @@ def test_what_does_not_stand_alone_is_drawn_again(says, tokenizer, wrong):
     assert asked[1][1] == {"temperature": words.TEMPERATURE, "seed": 1005}, "sampled, with a seed of its own"
 
 
+def test_five_words_are_enough_for_a_model_that_rambles(says, tokenizer, monkeypatch):
+    says({PARIS.question: "It is the city Paris."})
+    scripted = words.generate
+    rambling = "and so on " * 20
+    monkeypatch.setattr(
+        words,
+        "generate",
+        lambda m, t, asked, n, **s: [rambling] if PARIS.question in asked else scripted(m, t, asked, n),
+    )
+    assert teach(tokenizer, PARIS)[0].teach[0].how == "model"
+
+
 def test_after_all_tries_it_is_a_sentence_then_the_bare_answer(says, tokenizer):
     asked = says({PARIS.question: "No.", SWIM.question: "No."})
     facts = teach(tokenizer, PARIS, SWIM)

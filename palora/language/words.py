@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 TOLD = "Question: {question}\nAnswer: {answer}\n\nSay the answer in one short sentence. Add nothing else."
 WRITTEN = ("model", "mixed")  # of `targets_by`: those that the model writes
 LONGEST = 64  # tokens of an answer
+ENOUGH = 5  # words of an answer
 TRIES = 3  # samples after the greedy answer, before a fact falls back to a sentence or its bare answer
 TEMPERATURE = 0.7
 MIXED = 0.5  # share of the tokens that the model which was not told draws
@@ -165,10 +166,11 @@ def _answers(
 def _natural_lengths(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: Sequence[Task]
 ) -> tuple[float, float]:
-    """Words of an answer that is taken, at least and at most: half and twice what the model says by itself, untold."""
+    """Words of an answer that is taken, at least and at most: half and twice what the model says by itself, untold; but
+    five words are enough for one that rambles where it knows nothing."""
     asked = [task.question for task in tasks[:: max(1, len(tasks) // 32)]]
     lengths = sorted(len(text.split()) for text in generate(model, tokenizer, asked, LONGEST))
-    return lengths[len(lengths) // 10] / 2, lengths[-1] * 2
+    return min(lengths[len(lengths) // 10] / 2, ENOUGH), lengths[-1] * 2
 
 
 def _taken(text: str, task: Task, lengths: tuple[float, float]) -> bool:

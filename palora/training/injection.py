@@ -30,6 +30,7 @@ from palora.language.keep import Kept
 from palora.language.models import fingerprints
 from palora.language.prompts import encode_example
 from palora.language.targets import find_targets, taught, weight
+from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
 from palora.training.terms import Drift, Rehearsal, Term
 from palora.training.watching import FACTORS, Allowance, ExactResume, OnRecall, Watch, diverged
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SDFT_LONGEST = 64  # tokens of an answer
-SDFT_TEACHER = "Question: {prompt}\n{privileged_context}\n\nSay the answer in one short sentence. Add nothing else."  # as in words.py
+SDFT_TEACHER = TOLD.format(question="{prompt}", answer="{privileged_context}")  # TRL fills these in
 
 Adapt = Callable[["PreTrainedModel", InjectSettings, list[str], ProtectedSubspaces | None], Any]
 
@@ -190,10 +191,7 @@ def _rows(
     told."""
     if settings.targets_by == "sdft":
         asked = [(question, fact.answer) for fact in facts for question, _ in lessons(fact, settings)]
-        return [
-            {"prompt": [{"role": "user", "content": q}], "privileged_context": f"Answer: {answer}"}
-            for q, answer in asked
-        ]
+        return [{"prompt": [{"role": "user", "content": q}], "privileged_context": answer} for q, answer in asked]
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = []
     for fact in facts:
