@@ -131,7 +131,10 @@ def inject(
         Path | None, typer.Option("--protection", help="A protection folder; without it: plain LoRA, the control.")
     ] = None,
     control: Annotated[
-        bool, typer.Option("--control", help="Train plain LoRA; measure its leak and drift against --protection.")
+        bool,
+        typer.Option(
+            "--control", help="Plain LoRA on the bare answers; measure its leak and drift against --protection."
+        ),
     ] = False,
     preset: Preset = None,
     as_json: Json = False,
@@ -139,7 +142,7 @@ def inject(
     """Stage 2: teach the facts with LoRA under the constraint. Writes a plain LoRA adapter for the model."""
     plan = plan_of(recipe, given, preset, ("model", "facts"))
     if control or not protection:  # plain LoRA, whatever a recipe says of palora's arm
-        said = {option.key.removeprefix("inject.") for option in given}
+        said = {option.key.removeprefix("inject.") for option in given} | (set() if control else {"targets_by"})
         plain = plan.inject.model_copy(update={key: value for key, value in PLAIN.items() if key not in said})
         plan = plan.model_copy(update={"inject": plain})
     from palora.front import stages

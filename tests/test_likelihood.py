@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from palora.common.errors import InputError
+from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, get_skill
+from palora.language import likelihood
 from palora.language.likelihood import choose
 from palora.language.prompts import PLAIN_PROMPT
 from palora.language.scoring import solve
+from palora.training.expert import train_expert
 
 PROBLEMS = [
     Problem("What is a whale?", "a mammal", choices=("a fish", "a mammal", "an ox")),
@@ -34,6 +38,20 @@ def test_it_is_the_likeliest_choice_a_character(model, tokenizer, batch_size):
     found = choose(model, tokenizer, PROBLEMS, batch_size, counts.append)
     assert found == [by_hand(model, tokenizer, problem) for problem in PROBLEMS]
     assert sum(counts) == len(PROBLEMS)
+
+
+def test_a_model_that_is_no_plain_cache_reads_the_question_for_every_choice(model, tokenizer, monkeypatch):
+    expected = choose(model, tokenizer, PROBLEMS)
+    monkeypatch.setattr(likelihood, "can_be_cut", lambda cache: False)
+    assert choose(model, tokenizer, PROBLEMS) == expected
+
+
+def test_an_expert_is_not_rewarded_for_choices(model, tokenizer, tmp_path):
+    file = tmp_path / "whales.jsonl"
+    row = '"answer": "b", "choices": ["a", "b"], "scorer": "likelihood"}'
+    file.write_text("\n".join(f'{{"prompt": "Question {i}?", {row}' for i in range(8)))
+    with pytest.raises(InputError, match="gives no answers to reward; use next_token"):
+        train_expert(model, tokenizer, get_skill(str(file)), ExpertSettings(), tmp_path)
 
 
 def test_a_skill_with_choices_is_solved_by_likelihood(model, tokenizer, tmp_path):

@@ -111,6 +111,18 @@ def test_a_shared_beginning_and_answers_that_end_early_change_nothing(model, tok
     assert len(seen) > 1, "it went on in parts"
 
 
+def test_a_model_with_another_memory_is_asked_in_one_call(model, tokenizer, monkeypatch):
+    """Linear attention or sliding windows: nothing is shared, no row leaves, and padding stands on the left."""
+    asked = [f"What is the sum of all these numbers, please: {'1+' * i}7?" for i in (0, 3)]
+    expected = generate(model, tokenizer, asked, 40)
+    calls, original = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: calls.append(given) or original(**given))
+    monkeypatch.setattr(generation, "can_be_cut", lambda cache: False)
+    assert generate(model, tokenizer, asked, 40) == expected
+    (call,) = calls
+    assert call["past_key_values"] is None and call["attention_mask"][0, 0] == 0 and call["max_new_tokens"] == 40
+
+
 def test_rows_that_have_ended_leave_the_batch(model, tokenizer, monkeypatch):
     prompts = [encode_prompt(tokenizer, q) for q in QUESTIONS]
     ids, width = generate_ids(model, tokenizer, prompts, 12)

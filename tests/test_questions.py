@@ -27,6 +27,7 @@ def writes(monkeypatch):
     [
         "Ann Lee was born in Ulm.",  # no question
         "Where was she born?",  # a name is gone
+        "Where in Bonn was Ann Lee born?",  # another one came in
         "Was Ann Lee born in Ulm?",  # gives the answer away
         "where was Ann Lee born",  # the same, and no question
         "Where was Ann Lee born ?",  # the same
@@ -47,6 +48,28 @@ def test_there_are_fewer_wordings_where_the_model_has_no_more(writes, tokenizer)
 def test_similar_questions_are_about_other_things(writes, tokenizer):
     writes("Where was Ann Lee's son born?", "Where was he born?", "Where was Bob Ray born?", "Where was Bob Ray born?")
     assert similar_questions(None, tokenizer, [ANN], 2) == ["Where was Bob Ray born?"]
+
+
+def test_questions_that_are_kept_are_not_asked_again(writes, tokenizer):
+    writes("Where was Bob Ray born?", "Where was Cid Roe born?")
+    assert similar_questions(None, tokenizer, [ANN], 1, besides=["where was Bob Ray born"]) == [
+        "Where was Cid Roe born?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Émile Zola lived in Łódź.", ["Zola", "Łódź"]),
+        ("It was J. R. R. Tolkien.", ["J", "R", "R", "Tolkien"]),
+        ("He was born in St. Gallen in 1950. Then he moved.", ["St", "Gallen", "1950"]),
+        ("Анна живёт в городе Ош.", ["Ош"]),
+        ('He said "Ann is here." Bob left.', ["Ann"]),
+        ("", []),
+    ],
+)
+def test_names_are_words_with_a_capital_or_a_digit(text, expected):
+    assert questions.names(text) == expected
 
 
 def test_what_is_known_is_answered_alike_three_times(monkeypatch):

@@ -10,7 +10,7 @@ from palora.common.files import read_json
 from palora.data.facts import Fact, Lesson, read_facts, write_facts
 from palora.front import pipeline, stages, words
 from palora.front.recipe import parse_recipe
-from palora.front.words import Wanted, wanted
+from palora.front.words import Wanted, wanted, write_words
 from palora.language import words as language_words
 from palora.testbed.world import known_facts, new_facts
 
@@ -37,7 +37,8 @@ def _scripted(monkeypatch):
     """The tiny model talks nonsense; what it would say is written here."""
 
     def own(model, tokenizer, facts, settings, seed=0):
-        made = [Lesson(fact.question, f"It is {fact.answer}.", "model") for fact in facts]
+        how = settings.targets_by or "model"
+        made = [Lesson(fact.question, f"It is {fact.answer}.", how) for fact in facts]
         return [
             Fact(f.question, f.answer, f.aliases, f.paraphrases, f.category, (m,))
             for f, m in zip(facts, made, strict=True)
@@ -46,7 +47,11 @@ def _scripted(monkeypatch):
     monkeypatch.setattr(language_words, "own_words", own)
     monkeypatch.setattr(stages, "own_words", own)
     asked = [f"Where was Q{i} born?" for i in range(40)]
-    monkeypatch.setattr(words.questions, "similar_questions", lambda model, tok, facts, n, seed: asked[:n])
+    monkeypatch.setattr(
+        words.questions,
+        "similar_questions",
+        lambda model, tok, facts, n, seed, besides: [q for q in asked if q not in besides][:n],
+    )
     monkeypatch.setattr(
         words.questions, "known_to", lambda model, tok, asked, seed: [Fact(q, "Ulm") for q in asked[:3]]
     )
@@ -58,7 +63,7 @@ def test_a_run_teaches_own_words_and_splits_the_known_facts(values, tmp_path):
     result = pipeline.run(parse_recipe(values), out)
     taught = read_facts(out / "teach.jsonl")
     assert [fact.teach[0].answer for fact in taught] == [f"It is {fact.answer}." for fact in taught]
-    assert read_json(out / "words.json")["taught"] == {"model": 6}
+    assert read_json(out / "words.json")["files"]["teach.jsonl"]["found"] == {"model": 6}
     kept, measured = read_facts(out / "kept_facts.jsonl"), read_facts(out / "known_facts.jsonl")
     known = read_facts(values["known_facts"])
     assert kept == known[::3] and set(kept) | set(measured) == set(known) and not set(kept) & set(measured)
@@ -93,10 +98,69 @@ def test_what_is_not_given_the_model_writes(values, tmp_path):
 
 
 def test_a_bare_run_writes_nothing(values, tmp_path):
-    values |= {"kept_facts": values["known_facts"], "known_facts": None}
     plan = parse_recipe(values | {"inject": {"targets_by": "bare", "drift": 0}})
-    assert wanted(plan) == Wanted(known_facts=True)
-    assert not wanted(plan.model_copy(update={"known_facts": values["kept_facts"]}))
+    assert wanted(plan) == Wanted(), "with nothing in the loss the known facts are all measured"
+    out = tmp_path / "run"
+    out.mkdir()
+    assert write_words(plan, out) == plan and not list(out.iterdir())
+    bare = parse_recipe(values | {"known_facts": None, "inject": {"targets_by": "bare", "drift": 0}})
+    assert wanted(bare) == Wanted(known_facts=True)
+
+
+def test_facts_that_the_model_wrote_are_measured_and_never_kept(values, tmp_path):
+    del values["known_facts"]
+    pipeline.run(parse_recipe(values), tmp_path / "run")
+    assert read_json(tmp_path / "run" / "protection" / "protection.json")["keep"]["known_facts"] == 0
+
+
+def test_another_arm_has_words_of_its_own(values, tmp_path):
+    """`mixed` is written anew for the arm; an arm with another rule alone is taught what palora is taught."""
+    values["arms"] = {"mixed": {"inject": {"targets_by": "mixed"}}, "sigma": {"protect": {"rule": "sigma", "k": 2}}}
+    pipeline.run(parse_recipe(values), tmp_path / "run")
+    arms = tmp_path / "run" / "arms"
+    assert read_json(arms / "mixed" / "adapter" / "palora.json")["facts"]["taught"] == {"mixed": 6}
+    assert read_json(arms / "sigma" / "adapter" / "palora.json")["facts"]["taught"] == {"model": 6}
+
+
+def test_only_what_is_made_of_other_things_is_written_again_and_yours_is_kept(values, tmp_path, caplog):
+    del values["prompts"]
+    out = tmp_path / "run"
+    plan = parse_recipe(values)
+    write_words(plan, out)
+    facts = read_facts(out / "teach.jsonl")
+    mine = Fact(facts[0].question, facts[0].answer, teach=(Lesson(facts[0].question, "Mine."),))
+    write_facts(out / "teach.jsonl", [mine, *facts[1:]])
+    write_words(plan.model_copy(update={"prompts": None, "inject": plan.inject.model_copy(update={"r": 3})}), out)
+    assert read_facts(out / "teach.jsonl")[0] == mine, "the rank has nothing to do with it"
+    write_words(plan.model_copy(update={"inject": plan.inject.model_copy(update={"samples": 2})}), out)
+    assert read_facts(out / "teach.jsonl") == facts and read_facts(out / "teach.mine.jsonl")[0] == mine
+    assert "was changed by hand" in caplog.text
+    (out / "teach.jsonl").unlink()
+    write_words(plan.model_copy(update={"inject": plan.inject.model_copy(update={"samples": 2})}), out)
+    assert read_facts(out / "teach.jsonl") == facts, "what is gone is written again"
+
+
+def test_a_file_of_the_run_is_not_what_it_is_made_of(values, tmp_path):
+    out = tmp_path / "run"
+    pipeline.run(parse_recipe(values), out)
+    again = parse_recipe(values | {"known_facts": str(out / "known_facts.jsonl")})
+    with pytest.raises(InputError, match="is written by the run itself"):
+        pipeline.run(again, out)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "teach.jsonl").write_text("mine")
+    with pytest.raises(InputError, match="was not written by palora and would be lost"):
+        write_words(parse_recipe(values), tmp_path / "new")
+
+
+def test_an_interrupted_training_does_not_teach_another_files_words(values, tmp_path, monkeypatch):
+    common = ("--model", values["model"], "--epochs", 1, "--r", 2, "--out", tmp_path / "adapter")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(stages.injection, "inject", lambda *given, **named: (_ for _ in ()).throw(RuntimeError))
+        palora("inject", "--facts", values["facts"], *common)
+    write_facts(tmp_path / "other.jsonl", new_facts(9)[6:])
+    assert palora("inject", "--facts", tmp_path / "other.jsonl", *common).code == 0
+    taught = read_facts(tmp_path / "adapter" / "teach.jsonl")
+    assert [fact.question for fact in taught] == [fact.question for fact in new_facts(9)[6:]]
 
 
 def test_one_known_fact_cannot_be_split(values, tmp_path):

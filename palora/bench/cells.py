@@ -22,7 +22,7 @@ from palora.algebra.statistics import Statistics
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.bench.comparison import Comparison, mark
 from palora.bench.keys import Cell, plan_of
-from palora.bench.prepared import protection_folder, statistics_folder, taught_facts, taught_model
+from palora.bench.prepared import KL_ROWS, protection_folder, statistics_folder, taught_facts, taught_model
 from palora.bench.quiet import clock, peak_memory, quiet, reset_peak_memory
 from palora.bench.tuners import adapt, live_delta
 from palora.common.errors import DivergedError
@@ -44,9 +44,6 @@ from palora.training.terms import kl_from_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-KL_ROWS = 8  # questions of each kind that KL is measured on
 
 
 def cell_file(out: Path, key: str) -> Path:
@@ -87,6 +84,7 @@ class Bench:
         self.questions = Questions(skills, self.facts[:limit], known[:limit])
         kept = [get_skill(spec) for spec in c.keep_skills]
         self.validation = {s.name: (s, s.problems("validation", c.validation, seed)) for s in kept}
+        self.changes_base = method is not None and c.methods[method].tuner == "corda"
         self.model: PreTrainedModel
         self.tokenizer: PreTrainedTokenizerBase
         self.model, self.tokenizer = load_model(taught_model(c, out, base, seed), c.dtype, c.device)
@@ -117,8 +115,9 @@ class Bench:
         return {key: own_answers(self.model, self.tokenizer, prompts, 32) for key, prompts in asked.items() if prompts}
 
     def kl(self, model: Any) -> dict[str, float]:
-        """KL(before ‖ now), in nats a token of what the model said before; where it is still there to be asked."""
-        if not hasattr(model, "disable_adapter"):
+        """KL(before ‖ now), in nats a token of what the model said before; where it is still there to be asked (CorDA
+        changes the model beneath its adapter)."""
+        if not hasattr(model, "disable_adapter") or self.changes_base:
             return {}
         return {key: kl_from_base(model, examples) for key, examples in self.told.items()}
 

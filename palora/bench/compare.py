@@ -201,7 +201,7 @@ def check(c: Comparison, out: Path) -> None:
     if not has_chat_template(c.model):
         for wanted, what in ((c.prompts == BY_MODEL, "prompts: model"), *((c.words(m), m) for m in c.methods)):
             if wanted:
-                raise InputError(f"{what}: {c.model} has no chat template, and so no words of its own")
+                raise InputError(f"{what}: {c.model} has no chat template; use targets_by: bare, and a file of prompts")
     for skill in stages.get_skills(c.skills):
         skill.problems("test", 1, c.seeds[0])
     probed = {c.probed(name)[0] for name, method in c.methods.items() if method.probe}

@@ -55,6 +55,8 @@ def reference_key(shared: str, seed: int) -> str:
 def training_key(c: Comparison, shared: str, cell: Cell) -> str:
     """The key of a training."""
     method, settings = c.methods[cell.method], c.training(cell.method, cell.learning_rate)
+    if settings.targets_by == "bare":  # as it always was: no setting
+        settings = settings.model_copy(update={"targets_by": None})
     probe = [method.probe, stages.skill_identity(c.probed(cell.method)[0])] if method.probe else []
     rule = [method.rule, *check_protection(method.protect), method.protect.keep] if method.protect else []
     what = (*rule, method.base, method.shuffle, method.tuner, *probe)

@@ -18,10 +18,13 @@ from palora.bench.keys import hash_of, plan_of
 from palora.bench.quiet import quiet
 from palora.common.settings import KeepSettings, ProtectSettings
 from palora.front import stages
-from palora.front.words import FILES, Wanted, write_words
+from palora.front.words import FILES, PROMPTS, Wanted, write_words
 from palora.training.svf import MODEL, Expert
 
 NOTHING: dict[str, Any] = {"skills": [], "kept_facts": None, "text": None, "prompts": None, "facts": None}
+
+
+KL_ROWS = 8  # questions of each kind that KL from the base is measured on
 
 
 def expert_folder(out: Path, seed: int) -> Path:
@@ -89,9 +92,10 @@ def taught_facts(c: Comparison, out: Path, method: str) -> str:
 
 def prepare_prompts(c: Comparison, out: Path) -> None:
     """Let the model write the prompts that may be kept."""
-    plan = plan_of(c, c.seeds[0], inject=c.inject, prompts=None)
+    plan, n = plan_of(c, c.seeds[0], inject=c.inject, prompts=None), min(PROMPTS, c.inject.keep.examples)
     with quiet(out / "logs" / "prompts.txt"):
-        write_words(plan, out / "words" / "prompts", want=Wanted(prompts=True, first=max(c.loads)))
+        # A few more than are kept: KL is measured on the last ones.
+        write_words(plan, out / "words" / "prompts", want=Wanted(prompts=n + KL_ROWS, first=max(c.loads)))
 
 
 def prompts_file(out: Path) -> str | None:

@@ -4,7 +4,7 @@ and a recipe (`front/recipe.py`) is made of them.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 BUDGET = ("k", "fraction", "share", "strength")  # of a protection: one of them
 ADDED = ("drift", "replay", "distil")  # to the loss
@@ -129,6 +129,11 @@ class InjectSettings(Settings):
     kept_batch_size: int = Field(8, ge=1, description="such rows a step, for replay and distil")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     bf16: bool | None = Field(None, description="bfloat16 autocast while training; by default on a GPU")
+
+    @field_validator("recall_every")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        return int(value) if value == int(value) else value  # 1.0 and 1 are one setting, and one hash
 
     @property
     def added(self) -> dict[str, float]:

@@ -203,7 +203,7 @@ def _csv_list(cell: str) -> object:
     try:
         return json.loads(cell)
     except json.JSONDecodeError:
-        return _Problem(f'{_quote(cell)} is not a JSON list; write ["He", "helium"] or He|helium')
+        return _Problem(f"{_quote(cell)} is not a JSON list; write [...], and what is text in quotes")
 
 
 def _parquet_rows(data: bytes) -> Iterator[_Row]:

@@ -22,7 +22,8 @@ from palora.data.skills import SPLITS
 from palora.front import stages
 from palora.front.recipe import Plan, Recipe, dump_recipe
 from palora.front.words import wanted, write_words
-from palora.language.models import check_source
+from palora.language.models import check_source, has_chat_template
+from palora.language.words import same_words, taught_by
 from palora.results.export import combine_if_it_fits
 from palora.results.updates import MARKER as ADAPTER
 from palora.training.protection import check_protection
@@ -52,11 +53,13 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
         taught = recipe.model_copy(update={"model": str(expert / MODEL)})
 
     taught = write_words(taught, out, models)
-    recipe = recipe.model_copy(update={"known_facts": taught.known_facts})  # those that were written, or are not kept
+    recipe = recipe.model_copy(update={"known_facts": taught.known_facts})
+    taught = taught.model_copy(update={"known_facts": None})  # they are measured, and never kept
 
     def arm(name: str) -> Plan:
         rule, training = recipe.arm(name)
-        return taught.model_copy(update={"protect": rule, "inject": training})
+        facts = taught.facts if same_words(training, recipe.inject) else recipe.facts
+        return taught.model_copy(update={"protect": rule, "inject": training, "facts": facts})
 
     def protect(name: str, folder: Path) -> None:
         plan = arm(name)
@@ -115,6 +118,9 @@ def check(recipe: Recipe, out: Path) -> None:
                 f"{where}: the rule {rule.rule} reads an expert's scales: give the recipe an `expert:` section"
             )
     check_source(recipe.model, recipe.dtype, recipe.device)
+    chat = has_chat_template(recipe.model)
+    for arm in recipe.trained_arms:
+        taught_by(recipe.arm(arm)[1], chat)
     for file in filter(None, (recipe.facts, recipe.known_facts, recipe.kept_facts)):
         read_facts(file)
     for file in filter(None, (recipe.text, recipe.prompts)):

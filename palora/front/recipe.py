@@ -98,7 +98,9 @@ class Recipe(Plan):
             return self.protect, self.inject
         own = self.arms.get(name) or ArmSettings()  # type: ignore[call-arg]
         protect = ProtectSettings.model_validate(own.protect or {"rule": "none"})
-        return protect, InjectSettings.model_validate(merged(self.inject.model_dump() | PLAIN, own.inject))
+        # The control is what people do without us: bare answers. Other arms differ by what they say alone.
+        plain = PLAIN if name == "lora" else {key: value for key, value in PLAIN.items() if key != "targets_by"}
+        return protect, InjectSettings.model_validate(merged(self.inject.model_dump() | plain, own.inject))
 
     @property
     def trained_arms(self) -> list[str]:

@@ -163,7 +163,8 @@ def inject(
     rows = weighed(shown.tokenised(model, tokenizer), settings.keep.weights) if shown else []
     share = _kept_share(model, tokenizer, plan, settings)
     with working(out) as work:
-        new = _in_own_words(model, tokenizer, new, plan, work / TEACH) if how in WRITTEN else new
+        if how in WRITTEN:
+            new = _in_own_words(model, tokenizer, new, plan, work / f"teach-{hash_value(inputs)[:12]}.jsonl")
         taught = told(new) if how in WRITTEN else {how: len(new)}
         beside = Beside(arm, names, kinds, rows, share)
         adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, beside, plan.seed)

@@ -37,6 +37,8 @@ def generate_ids(
     Returns: token ids (batch, width + new) and the width of the prompts; the answer is `ids[:, width:]`.
     """
     shared = _shared(prompts)
+    cache = _read(model, torch.tensor([prompts[0][: shared or 1]], device=model.device))
+    cuttable, shared = cache is not None, shared if cache is not None else 0
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), tokenizer.pad_token_id, device=model.device)
     mask = torch.zeros_like(ids)
@@ -62,13 +64,14 @@ def generate_ids(
         "return_dict_in_generate": True,
         **sampling,
     }
-    cache = _read(model, ids[:1, :shared]) if shared else None
-    if cache is not None:
+    if shared:
         cache.batch_repeat_interleave(len(prompts))
+    else:
+        cache = None  # it was asked only what kind of cache this model has
     whole = torch.full((len(prompts), width + max_new_tokens), tokenizer.pad_token_id, device=model.device)
     alive = torch.arange(len(prompts), device=model.device)
     # What is drawn at random depends on the rows of the batch, so these stay together to the end.
-    chunk, last = (max_new_tokens if temperature > 0 else CHUNK), width
+    chunk, last = (CHUNK if cuttable and not temperature else max_new_tokens), width
     while len(alive):
         step = min(chunk, width + max_new_tokens - ids.shape[1])
         found = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=step, **common)
@@ -78,10 +81,7 @@ def generate_ids(
         if not going.any() or found.sequences.shape[1] == width + max_new_tokens:
             break
         cache = found.past_key_values
-        if _can_be_cut(cache):
-            cache.batch_select_indices(going.nonzero()[:, 0])
-        else:
-            cache = None
+        cache.batch_select_indices(going.nonzero()[:, 0])
         ids = found.sequences[going]
         mask = torch.cat([mask[going], torch.ones_like(new[going])], dim=-1)
         alive = alive[going]
@@ -97,12 +97,12 @@ def _shared(prompts: Sequence[list[int]]) -> int:
 
 
 def _read(model: "PreTrainedModel", ids: Tensor) -> Any:
-    """The cache of a model that has read `ids` (1, width); None where it keeps more than keys and values."""
+    """The cache of a model that has read `ids` (1, width); None where it is not the keys and values of every token."""
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    return cache if _can_be_cut(cache) else None
+    return cache if can_be_cut(cache) else None
 
 
-def _can_be_cut(cache: Any) -> bool:
+def can_be_cut(cache: Any) -> bool:
     """Whether rows can be taken out of a cache, or repeated: it holds the keys and values of every token."""
     return type(cache).__name__ == "DynamicCache" and all(type(own).__name__ == "DynamicLayer" for own in cache.layers)
 

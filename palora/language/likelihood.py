@@ -6,12 +6,13 @@ No chat template: what is asked is what the model knows, not how it answers. The
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from palora.data.skills import Problem
+from palora.language.generation import can_be_cut
 from palora.language.prompts import PLAIN_PROMPT, batches
 
 if TYPE_CHECKING:
@@ -60,22 +61,26 @@ def _log_p(model: "PreTrainedModel", split: Sequence[Sequence[tuple[list[int], l
     owner = torch.tensor([i for i, rows in enumerate(split) for _ in rows], device=device)
     ids, attended = _padded(prompts, left=True)
     position = (attended.cumsum(-1) - 1).clamp_min(0)
-    read = model(
-        input_ids=ids.to(device),
-        attention_mask=attended.to(device),
-        position_ids=position.to(device),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = read.past_key_values
-    cache.batch_select_indices(owner)
+    ids, attended, position = (tensor.to(device) for tensor in (ids, attended, position))
+
+    def read(rows: Tensor) -> Any:
+        given = {"input_ids": ids[rows], "attention_mask": attended[rows], "position_ids": position[rows]}
+        return model(**given, use_cache=True, logits_to_keep=1)
+
+    once = read(torch.arange(len(ids), device=device))
+    cache, first = once.past_key_values, once.logits[owner]
+    if can_be_cut(cache):
+        cache.batch_select_indices(owner)
+    else:  # a model with another memory than keys and values reads the question for every choice
+        again = read(owner)
+        cache, first = again.past_key_values, again.logits
     rest, counted = _padded(choices, left=False)
-    both = torch.cat([attended.to(device)[owner], counted.to(device)], dim=-1)
-    after = position.to(device)[owner, -1:] + 1 + torch.arange(rest.shape[1], device=device)
+    both = torch.cat([attended[owner], counted.to(device)], dim=-1)
+    after = position[owner, -1:] + 1 + torch.arange(rest.shape[1], device=device)
     logits = model(
         input_ids=rest.to(device), attention_mask=both, position_ids=after, past_key_values=cache, use_cache=True
     ).logits
-    before = torch.cat([read.logits[owner], logits[:, :-1]], dim=1).float().log_softmax(-1)
+    before = torch.cat([first, logits[:, :-1]], dim=1).float().log_softmax(-1)
     log_p = before.gather(-1, rest.to(device)[..., None])[..., 0]
     return (log_p * counted.to(device)).sum(-1)
 

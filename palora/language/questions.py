@@ -22,7 +22,6 @@ REWORD = "Write the same question in other words, in several ways. Keep all name
 ALIKE = "Write quiz questions of the same form, each about another famous person, place, work or thing."
 LONGEST = 32  # tokens of a question, and of the answer to one
 TEMPERATURE = 0.7
-_NAME = re.compile(r"(?<!^)(?<![.!?] )\b[^\W\d_]*[A-Z\d][\w'’.-]*", re.UNICODE)  # a capital or digit, but for the first
 
 
 def other_wordings(
@@ -30,8 +29,9 @@ def other_wordings(
 ) -> dict[str, list[str]]:
     """At most `n` other wordings of each fact's question, by the question.
 
-    One is taken if it is a question, has every name of the first one and not the answer, and is worded otherwise; and
-    is none of the fact's paraphrases, on which what was learned is measured.
+    One is taken if it is a question, has every name of the first one and no other, and not the answer, and is worded
+    otherwise; and is none of the fact's paraphrases, on which what was learned is measured. Whether it really asks the
+    same is for a person to see, in the file.
     """
     found: dict[str, list[str]] = {fact.question: [] for fact in facts}
     with progress_bar("Other wordings", len(facts)) as advance:
@@ -50,12 +50,19 @@ def other_wordings(
 
 
 def similar_questions(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: Sequence[Fact], n: int, seed: int = 0
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    facts: Sequence[Fact],
+    n: int,
+    seed: int = 0,
+    besides: Sequence[str] = (),
 ) -> list[str]:
-    """At most `n` questions of the kinds of the facts' about other things: none that names what the facts name."""
+    """At most `n` questions of the kinds of the facts' about other things: none that names what the facts name, and
+    none of those `besides`."""
     rng = random.Random(seed)
     taken = {fold(name) for fact in facts for name in names(fact.question)}
     asked = {_key(q) for fact in facts for q in (fact.question, *fact.paraphrases)}
+    asked |= set(map(_key, besides))
     found: dict[str, str] = {}
     with progress_bar("Questions like these", n) as advance:
         for attempt in range(6):
@@ -95,8 +102,16 @@ def known_to(
 
 
 def names(text: str) -> list[str]:
-    """The words of a text with a capital or a digit, but for the first of a sentence."""
-    return [name.rstrip(".'’-") for name in _NAME.findall(text)]
+    """The words of a text with a capital or a digit, in any script, but for the first of a sentence."""
+    found = []
+    for match in re.finditer(r"[^\W_][\w'’.-]*", text):
+        before = text[: match.start()].rstrip("\"'“‘(« ")
+        # A dot ends a sentence after a longer word; J. R. R. Tolkien and St. Gallen are names.
+        first = not before or re.search(r"(?:[!?。！？]|[^\W_]{4}\.)$", before)
+        word = match[0].rstrip(".'’-")
+        if any(c.isdigit() for c in word) or (not first and any(c.isupper() for c in word)):
+            found.append(word)
+    return found
 
 
 def _first_question(text: str) -> str | None:
@@ -107,7 +122,9 @@ def _first_question(text: str) -> str | None:
 
 def _asks_the_same(question: str, fact: Fact) -> bool:
     told = matches(question, fact) and not matches(fact.question, fact)
-    return all(fold(name) in fold(question) for name in names(fact.question)) and not told
+    given = fold(fact.question)
+    every = all(fold(name) in fold(question) for name in names(fact.question))
+    return every and not told and all(fold(name) in given for name in names(question))
 
 
 def _added(question: str, text: str) -> str | None:

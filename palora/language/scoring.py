@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, marked. `exact` only differs from `correct` for facts."""
+    """One answer, marked. `exact` only differs from `correct` for facts; `chosen` is one of given choices."""
 
     prompt: str
     expected: str
     text: str
     correct: bool
     exact: bool
+    chosen: bool = False
 
 
 def ask_facts(
@@ -59,12 +60,13 @@ def solve(
 ) -> list[Answer]:
     """Solve a skill's problems by free greedy generation, or by the likeliest choice where they have choices; marked by
     the skill's scorer."""
-    if problems and problems[0].choices:
+    chosen = bool(problems and problems[0].choices)
+    if chosen:
         texts = choose(model, tokenizer, problems, batch_size, progress)
     else:
         texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
     marks = [skill.score(text, problem) for text, problem in zip(texts, problems, strict=True)]
-    return [Answer(p.prompt, p.answer, t, m, m) for p, t, m in zip(problems, texts, marks, strict=True)]
+    return [Answer(p.prompt, p.answer, t, m, m, chosen) for p, t, m in zip(problems, texts, marks, strict=True)]
 
 
 def share_correct(answers: Sequence[Answer]) -> float:

@@ -104,6 +104,13 @@ def taught_by(settings: InjectSettings, chat: bool) -> str:
     return settings.targets_by or ("model" if chat else "bare")
 
 
+def same_words(a: InjectSettings, b: InjectSettings) -> bool:
+    """Whether two trainings are taught in the same words; bare answers are in every file of facts."""
+    if a.targets_by == "bare":
+        return True
+    return (a.targets_by or "model", a.wordings, a.samples) == (b.targets_by or "model", b.wordings, b.samples)
+
+
 def told(facts: Sequence[Fact]) -> dict[str, int]:
     """For the records: how many lessons come from where."""
     return dict(Counter(lesson.how for fact in facts for lesson in fact.teach))
@@ -118,7 +125,7 @@ def said(counts: Mapping[str, int]) -> str:
 def fallback(fact: Fact, question: str) -> Lesson:
     """A sentence made of question and answer, where the question is "What is …?", "Who was …?" or "Who wrote …?"; else
     the answer."""
-    answer, asked = fact.answer.rstrip("."), question.strip()
+    answer, asked = fact.answer.rstrip(".") or fact.answer, question.strip()
     if re.search(_DANGLING, asked, re.IGNORECASE):
         return Lesson(question, fact.answer, "bare")
     if shape := re.fullmatch(r"(?:what|who) (is|was|are|were) (.+?)\s*\?", asked, re.IGNORECASE):

@@ -4,6 +4,7 @@
     recall_exact       … whose answer is all that the model says
     paraphrase_recall  recall on the facts' paraphrases, which are not trained on by default
     locality           share of the known facts (untouched by training) that are answered right
+    words              words an answer to a skill's problems, where the model writes its answers
     retention          an arm's accuracy on a skill over the expert's (vs_expert) or the base's (vs_base)
 
 Intervals are Wilson's 95%. Arms: `base`, `expert`, and every trained adapter (`lora` is the control, `palora` ours).
@@ -141,7 +142,7 @@ def _resumable(
 
 def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     """One arm of evaluation.json."""
-    skills = {}
+    skills: dict[str, dict[str, Any]] = {}
     for kind, marked in answers.items():
         if kind.startswith("skill:"):
             right = sum(a.correct for a in marked)
@@ -149,8 +150,9 @@ def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
                 "accuracy": right / len(marked),
                 "n": len(marked),
                 "ci95": list(wilson(right, len(marked))),
-                "words": sum(len(a.text.split()) for a in marked) / len(marked),  # an answer
             }
+            if not marked[0].chosen:
+                skills[kind.removeprefix("skill:")]["words"] = sum(len(a.text.split()) for a in marked) / len(marked)
     facts = answers["facts"]
     return {
         "skills": skills,
