@@ -4,12 +4,14 @@ import json
 import logging
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command import palora
 from conftest import rising
+from pydantic import ValidationError
 
 from palora.algebra.statistics import InputStatistics, KeptInputs, Statistics
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
@@ -23,7 +25,7 @@ from palora.bench.summary import choose_rates, summarise
 from palora.common.errors import DivergedError, InputError
 from palora.common.files import load_tensors, read_json
 from palora.common.settings import KeepAllSettings, ProtectSettings
-from palora.data.facts import write_facts
+from palora.data.facts import Lesson, write_facts
 from palora.front.recipe import merged
 from palora.language import keep
 from palora.results.plots.tradeoff import Point
@@ -687,3 +689,36 @@ def test_the_evidence_is_what_the_results_say():
     assert tables["written"](page) == page
     for picture in tables["PICTURE"].findall(page):
         assert (root / "docs" / "images" / "kept-{}-{}.png".format(*picture)).exists()
+
+
+PRETRAINED = sorted((Path(__file__).parents[1] / "benchmarks" / "pretrained").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", PRETRAINED, ids=lambda file: file.stem)
+def test_the_comparisons_of_pretrained_models_are_well_formed(file):
+    c = load_comparison(file)
+    assert c.expert is None and all(c.base(method) == "original" for method in c.methods)
+    assert c.words("palora") == ("model", 1, 1) and c.words("lora") is None
+    assert c.training("palora", 1e-3).targets_by == "model" and c.training("lora", 1e-3).targets_by == "bare"
+
+
+def test_a_comparison_on_the_model_itself_teaches_own_words(values, tmp_path, monkeypatch):
+    """No expert: retention is of the base. The words are written once, for the facts of the largest load."""
+    asked = []
+
+    def own(model, tokenizer, facts, settings, seed=0):
+        asked.append(len(facts))
+        return [replace(f, teach=(Lesson(f.question, f"It is {f.answer}.", "model"),)) for f in facts]
+
+    monkeypatch.setattr("palora.language.words.own_words", own)
+    methods = {"lora": {"learning_rates": [0.03]}, "own": {"learning_rates": [0.03], "inject": {"targets_by": "model"}}}
+    few = {"expert": None, "methods": methods, "seeds": [0], "milestones": [0.25], "choose_at": 0.25}
+    result = compare.compare(Comparison.model_validate(values | few), tmp_path / "out")
+    assert asked == [4] and set(result["references"]) == {"base", "words", "locality"}
+    moment = result["table"]["4"]["0.25"]["own"]
+    assert {"facts", "skill"} <= set(moment["kl"]) and "chain" in moment["words"]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "kept (base = 100%)" in page and "of the expert" not in page
+    svf = {"learning_rates": [0.03], "protect": {"rule": "svf", "k": 4}}
+    with pytest.raises(ValidationError, match="reads an expert's scales, and expert is null"):
+        Comparison.model_validate(values | few | {"methods": {"lora": methods["lora"], "svf": svf}})

@@ -40,6 +40,7 @@ def values(model_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_facts(folder / "new.jsonl", new_facts(12))
     write_facts(folder / "known.jsonl", known_facts()[:8])
+    write_facts(folder / "kept.jsonl", known_facts()[8:12])
     training = {"r": 4, "lora_alpha": 8, "learning_rate": 0.01, "epochs": 4, "batch_size": 4}
     training |= {"drift": 0.0, "stop_at_recall": None, "targets_by": "bare"}
     return {
@@ -47,6 +48,7 @@ def values(model_folder, tmp_path_factory):
         "skills": ["chain"],
         "facts": str(folder / "new.jsonl"),
         "known_facts": str(folder / "known.jsonl"),
+        "kept_facts": str(folder / "kept.jsonl"),
         "expert": {
             "objective": "next_token",
             "iterations": 6,
@@ -76,7 +78,7 @@ def test_keeping_nothing_but_the_skill_is_warned_of(values, tmp_path, caplog):
     """The loss holds known facts by what it is given of their kind."""
 
     def warned(**changes):
-        recipe = parse_recipe(values | changes)
+        recipe = parse_recipe(values | {"kept_facts": None} | changes)
         caplog.clear()
         pipeline.check(recipe, tmp_path / "out")
         return "only the skill is kept" in caplog.text
@@ -283,8 +285,7 @@ def test_a_run_without_an_expert_and_without_a_control(values, tmp_path):
         patch.setattr(hashes, "_content", lru_cache(None)(lambda *key: hashed.append(key[0]) or content(*key)))
         pipeline.run(parse_recipe(without_an_expert(values)), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html"),
-        *("words.json", "known_facts.jsonl", "kept_facts.jsonl"),
+        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html")
     }
     evaluation = read_json(tmp_path / "run" / "evaluation.json")
     assert [arm for arm, found in evaluation["arms"].items() if found] == ["base", "palora"]

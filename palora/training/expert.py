@@ -77,7 +77,7 @@ def train_expert(
     """
     train = skill.problems("train", settings.train_size, seed)
     validation = skill.problems("validation", settings.validation_size, seed)
-    if train[0].choices and settings.objective == "reward":
+    if train and train[0].choices and settings.objective == "reward":
         raise InputError(f"{skill.name} is solved by likelihood, which gives no answers to reward; use next_token")
     if not train or not validation:
         raise InputError(f"the skill {skill.name} has no training or no validation problems")
