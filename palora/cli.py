@@ -214,7 +214,7 @@ def rephrase(
 
 _WORDS = ("targets_by", "wordings", "samples")
 facts.command()(
-    command(rephrase, [*options(Plan, only=(*MODEL, "facts")), *options(InjectSettings, "inject", only=_WORDS)])
+    command(rephrase, [*options(Plan, only=(*MODEL[:-1], "facts")), *options(InjectSettings, "inject", only=_WORDS)])
 )
 
 
