@@ -408,3 +408,25 @@ def test_svd_reference_is_right():
     W = torch.randn(6, 9).numpy()
     U, s, V = svd(W)
     assert abs(U * s @ V.T - W).max() < 1e-5
+
+
+def test_an_answer_folds_the_factors_once(model, monkeypatch):
+    """… and anew after they have changed, by an optimizer, by a load or by hand."""
+    adapted = constrained(model, protection(model))
+    train(adapted, 1)
+    folds = []
+    fold = ProtectedSubspace.project_input
+    monkeypatch.setattr(ProtectedSubspace, "project_input", lambda own, A: folds.append(1) or fold(own, A))
+    matrices = len(constrained_layers(adapted))
+    with torch.no_grad():
+        first = adapted(IDS).logits
+        assert torch.equal(adapted(IDS).logits, first) and len(folds) == matrices
+        for layer in constrained_layers(adapted).values():
+            layer.lora_B["default"].weight.mul_(2)
+        assert not torch.equal(second := adapted(IDS).logits, first) and len(folds) == 2 * matrices
+        for layer in constrained_layers(adapted).values():
+            layer.lora_B["default"].weight.data /= 2
+        adapted.eval()
+        third = adapted(IDS).logits
+    assert torch.allclose(third, first) and not torch.allclose(third, second)
+    assert torch.allclose(adapted(IDS).logits, third)  # with gradients they are folded in the graph
