@@ -88,7 +88,7 @@ def test_every_method_is_measured_at_every_milestone(finished, values):
         if run["kind"] != "training":
             continue
         assert run["failed"] is None and run["saved_bytes"] > 0 and run["peak_memory"] > 2**20
-        assert run["machine"] == result["machine"] and "cores" in result["machine"]
+        assert run["machine"] == result["machine"] and result["machine"]
         recall_at, first = dict(run["curve"]), {}
         for epoch, recall in run["curve"]:
             first |= {m: epoch for m in ("0.25", "0.5", "1") if recall >= float(m) and m not in first}

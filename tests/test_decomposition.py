@@ -6,7 +6,7 @@ import torch
 from reference import svd
 from torch import nn
 
-from palora.algebra.decomposition import decompose, decompose_all
+from palora.algebra.decomposition import Decomposition, by_gram, decompose, decompose_all
 from palora.common.errors import InputError
 
 SHAPES = [(32, 48), (48, 32), (40, 40), (7, 200), (200, 7), (1, 9)]
@@ -14,10 +14,11 @@ SHAPES = [(32, 48), (48, 32), (40, 40), (7, 200), (200, 7), (1, 9)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [None, 3])
-def test_reconstruction_and_orthogonality(shape, rank):
+@pytest.mark.parametrize("how", [decompose, lambda W: Decomposition(*by_gram(W))], ids=["lapack", "gram"])
+def test_reconstruction_and_orthogonality(shape, rank, how):
     m, n = shape
     W = torch.randn(m, n) if rank is None else torch.randn(m, min(rank, m)) @ torch.randn(min(rank, m), n)
-    d = decompose(W)
+    d = how(W)
     r = min(m, n)
     assert d.U.shape == (m, r) and d.s.shape == (r,) and d.Vh.shape == (r, n) and d.rank == r
     assert (d.U * d.s @ d.Vh - W).norm() <= 1e-5 * W.norm()
