@@ -39,3 +39,4 @@ def test_svd_of_an_8b_shape():
 def test_models_load_to_the_gpu(model_folder):
     model, _ = load_model(model_folder)
     assert model.device.type == "cuda"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
