@@ -124,6 +124,29 @@ def test_an_interrupted_training_continues_bit_for_bit(tokenizer, tmp_path, monk
     assert read_metrics(tmp_path / "a" / "metrics.jsonl") == read_metrics(tmp_path / "b" / "metrics.jsonl")
 
 
+@pytest.mark.parametrize("how", ["a byte changed", "cut short"])
+def test_a_damaged_checkpoint_is_told_of_and_not_used(how, tokenizer, tmp_path, monkeypatch, caplog):
+    whole = run(tokenizer, tmp_path / "a")
+    step, calls = expert_module._step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(expert_module, "_step", interrupted)
+        run(tokenizer, tmp_path / "b")
+    file = tmp_path / "b" / "checkpoint.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content if how == "a byte changed" else content[:-40])
+    resumed = run(tokenizer, tmp_path / "b")
+    assert "training begins anew" in caplog.text
+    assert all(torch.equal(whole.scales[name], z) for name, z in resumed.scales.items())
+
+
 def test_a_checkpoint_of_another_training_is_not_continued(tokenizer, tmp_path):
     run(tokenizer, tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")

@@ -226,3 +226,33 @@ def test_sdft_is_trls_own_trainer(tokenizer, tmp_path):
     assert record["steps"] == 4 and record["loss"] is not None
     moved = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert any(p.any() for p in moved), "something was learned"
+
+
+@pytest.mark.parametrize("how", ["a byte changed", "cut short", "a file gone"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "trained.safetensors"])
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
+    name, how, tokenizer, tmp_path, monkeypatch, caplog
+):
+    whole, record = inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "a")
+    original = watching.Watch.on_step_end
+
+    def interrupted(self, args, state, *rest, **kwargs):
+        if state.global_step == 5:  # after the checkpoint of step 4
+            raise KeyboardInterrupt
+        return original(self, args, state, *rest, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(watching.Watch, "on_step_end", interrupted)
+        inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "b")
+    newest = tmp_path / "b" / "checkpoints" / "checkpoint-4"
+    content = bytearray((newest / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "a file gone":
+        (newest / name).unlink()
+    else:
+        (newest / name).write_bytes(content if how == "a byte changed" else content[: len(content) // 2])
+    resumed, again = inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "b")
+    assert "a checkpoint is damaged" in caplog.text and f"checkpoint-4/{name}" in caplog.text
+    assert again == record and (tmp_path / "b" / "checkpoints" / "checkpoint-4" / name).exists()
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)

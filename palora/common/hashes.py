@@ -3,6 +3,7 @@ changed; a copy, or a file that was only touched, has the same hash."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,17 @@ def _content(path: str, *stat: int) -> str:
 def hash_value(value: Any) -> str:
     """The hash of anything that JSON can hold (tuples count as lists, paths as text)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
+    """The hash of named tensors, bit for bit."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def fingerprint(matrix: "Tensor") -> str:

@@ -12,6 +12,7 @@ it on the validation problems.
 """
 
 import json
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import check_tensors, load_tensors, save_tensors
-from palora.common.hashes import hash_value
+from palora.common.hashes import hash_tensors, hash_value
 from palora.common.metrics import MetricsLog
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
@@ -40,6 +41,8 @@ from palora.training.svf import SVF, Expert, decompose_targets, svf_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
+log = logging.getLogger("palora")
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 
@@ -224,14 +227,25 @@ def _save(path: Path, identity: str, state: _State, layers: dict[str, SVF], opti
         tensors[f"p/{name}"] = layer.p
         tensors |= {f"{moment}/{name}": optimizer.state[layer.p][moment] for moment in _MOMENTS}
     stands = [state.iteration, state.base_accuracy, state.best_accuracy]
-    save_tensors(path, tensors, {"identity": identity, "stands": json.dumps(stands)})
+    written = {"identity": identity, "stands": json.dumps(stands), "content": hash_tensors(tensors)}
+    save_tensors(path, tensors, written)
 
 
 def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> _State | None:
-    """Continue from a checkpoint of this very training, if there is one."""
-    if not path.exists() or (metadata := check_tensors(path)).get("identity") != identity:
+    """Continue from a checkpoint of this very training, if there is a whole one."""
+    if not path.exists():
         return None
-    tensors, (iteration, base, best) = load_tensors(path), json.loads(metadata["stands"])
+    try:
+        metadata, tensors = check_tensors(path), load_tensors(path)
+    except InputError as error:
+        log.warning("the checkpoint is damaged, and training begins anew: %s", error)
+        return None
+    if metadata.get("identity") != identity:
+        return None
+    if metadata.get("content") != hash_tensors(tensors):
+        log.warning("the checkpoint %s has changed since it was written: training begins anew", path)
+        return None
+    iteration, base, best = json.loads(metadata["stands"])
     with torch.no_grad():
         for name, layer in layers.items():
             layer.p.copy_(tensors[f"p/{name}"])

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from palora.algebra.statistics import Statistics
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, clear_errors
+from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import hash_value
 from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.progress import progress_bar
@@ -33,10 +33,12 @@ from palora.language.targets import find_targets, taught, weight
 from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
 from palora.training.terms import Drift, Rehearsal, Term
-from palora.training.watching import FACTORS, Allowance, ExactResume, OnRecall, Watch, diverged
+from palora.training.watching import CHECKPOINT, Allowance, ExactResume, OnRecall, Watch, diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("palora")
 
 SDFT_LONGEST = 64  # tokens of an answer
 SDFT_TEACHER = TOLD.format(question="{prompt}", answer="{privileged_context}")  # TRL fills these in
@@ -117,7 +119,7 @@ def inject(
         if beside.kept_share is None:
             raise InputError("inject.lose_at_most needs a skill to measure: give --skill")
         allowance = Allowance(settings.lose_at_most, beside.kept_share, term, work)
-    resume_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    resume_step = _step(checkpoint) if checkpoint else 0
     log = MetricsLog(work / "metrics.jsonl", beside.arm, resume_step)
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
     watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, beside.on_recall, measured, allowance)
@@ -282,14 +284,25 @@ def _sum(tensor: torch.Tensor | None) -> float | None:
 
 
 def _last_checkpoint(work: Path, identity: str) -> Path | None:
-    """The newest checkpoint of this very training; those of another one are thrown away."""
+    """The newest whole checkpoint of this very training; damaged ones, and those of another one, are thrown away."""
     folder, stamp = work / "checkpoints", work / "checkpoints" / "identity"
-    if stamp.exists() and stamp.read_text() == identity:
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not (checkpoint / FACTORS).exists():  # the last file of a checkpoint: this one was cut short
-                shutil.rmtree(checkpoint)
-        found = get_last_checkpoint(str(folder))
-        return Path(found) if found else None
-    shutil.rmtree(folder, ignore_errors=True)
-    atomic_write_text(stamp, identity)
+    if not stamp.exists() or stamp.read_text() != identity:
+        shutil.rmtree(folder, ignore_errors=True)
+        atomic_write_text(stamp, identity)
+        return None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        try:
+            check_unchanged(checkpoint, read_marker(checkpoint, CHECKPOINT, "step", "files"))
+            return checkpoint
+        except InputError as error:
+            if (checkpoint / CHECKPOINT).exists():  # otherwise it was cut short, as happens
+                log.warning(
+                    "a checkpoint is damaged, and is removed; training goes on from the one before it: %s", error
+                )
+            shutil.rmtree(checkpoint)
     return None
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.split("-")[-1])

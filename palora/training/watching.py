@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from palora.common.errors import DivergedError
 from palora.common.files import check_tensors, load_tensors, save_tensors
+from palora.common.folders import seal
 from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FACTORS = "trained.safetensors"
+CHECKPOINT = "checkpoint.json"  # the last file of a checkpoint
 WITHIN = "within.safetensors"
 OnRecall = Callable[[Any, float, float], None]
 
@@ -157,11 +159,12 @@ class Allowance:
 
 class ExactResume(TrainerCallback):
     """A Trainer checkpoint holds folded factors; beside them the trained ones are kept, so that a resumed run is the
-    uninterrupted one bit for bit."""
+    uninterrupted one bit for bit. Its last file holds the hashes of the others: a damaged one is not continued from."""
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_tensors(folder / FACTORS, trained_parameters(model))
+        seal(folder, CHECKPOINT, {"step": state.global_step})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         stored = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FACTORS
