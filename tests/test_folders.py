@@ -1,9 +1,12 @@
 """A stage's folder: what it was made of, and that it is read only as it was written."""
 
+import subprocess
+import sys
+
 import pytest
 
 from palora.common.errors import InputError
-from palora.common.folders import check_unchanged, folder_hash, new_folder, read_marker, same_inputs, seal
+from palora.common.folders import alone, check_unchanged, folder_hash, new_folder, read_marker, same_inputs, seal
 
 
 def inputs(model="a hash", **settings):
@@ -48,3 +51,23 @@ def test_what_is_written_is_what_is_read(tmp_path):
     (out / "inner" / "weights").unlink()
     with pytest.raises(InputError, match="weights is gone"):
         check_unchanged(out, record, "inner/weights")
+
+
+def test_a_folder_is_written_into_by_one_process(tmp_path):
+    """… until that one ends, however it does; and by the same one as often as it likes."""
+    code = "import sys, time\nfrom palora.common.folders import alone\nwith alone(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(InputError, match=rf"out: process {other.pid} on .* is at work there"),
+            alone(tmp_path / "out"),
+        ):
+            pass
+        with pytest.raises(InputError, match="is at work there"), new_folder(tmp_path / "out", "marker.json"):
+            pass
+        with alone(tmp_path / "another"):
+            pass
+        other.kill()
+    with new_folder(tmp_path / "out", "marker.json") as staging, alone(tmp_path / "out"):
+        (staging / "marker.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

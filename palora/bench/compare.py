@@ -35,7 +35,7 @@ from palora.bench.summary import choose_rates, summarise
 from palora.bench.workers import Job, Workers
 from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json, write_json
-from palora.common.folders import check_replaceable, check_writable
+from palora.common.folders import alone, check_replaceable, check_writable
 from palora.common.versions import versions
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
@@ -58,6 +58,11 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
     """
     out = Path(out)
     check(c, out)
+    with alone(out):
+        return _compare(c, out, workers)
+
+
+def _compare(c: Comparison, out: Path, workers: int) -> dict[str, Any]:
     recipe = c
     atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
     with Workers(workers) as crew:

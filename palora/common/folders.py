@@ -7,14 +7,59 @@ an error and not another result.
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: two runs into one folder are not told from each other
+    fcntl = None  # type: ignore[assignment]
 from pathlib import Path
 from typing import Any
 
 from palora.common.errors import InputError
 from palora.common.files import clear_errors, make_ordinary, read_json, write_json
 from palora.common.hashes import hash_file, hash_value
+
+_HELD: set[Path] = set()  # by this process
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold `out` while the block writes there: two runs into one folder would mix what they write. Who holds it already
+    may take it again. The lock ends with the process, however that ends; the file `.<name>.lock` says whose it is.
+
+    Raises: InputError, naming the process, where another one is at work there.
+    """
+    path = Path(out).absolute()
+    lock = path.with_name(f".{path.name}.lock")
+    if fcntl is None or lock in _HELD:
+        yield
+        return
+    with clear_errors(lock):
+        new = not lock.parent.exists()
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("ab+", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().decode().strip() or "another process"
+            raise InputError(f"{out}: {holder} is at work there; wait for it, or choose another --out") from None
+        with suppress(OSError):  # a full disk: who holds it is then not told
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        _HELD.add(lock)
+        try:
+            yield
+        finally:
+            _HELD.discard(lock)
+            lock.unlink(missing_ok=True)
+            if new:
+                with suppress(OSError):  # unless something was written
+                    lock.parent.rmdir()
 
 
 @contextmanager
@@ -24,7 +69,11 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     `marker` is the file that tells our folder of this kind from a stranger's: an existing folder without it is never
     replaced. Raises InputError then, PaloraError where the disk or the permissions do not allow it.
     """
-    out = Path(out)
+    with alone(out):
+        yield from _swapped_in(Path(out), marker)
+
+
+def _swapped_in(out: Path, marker: str) -> Iterator[Path]:
     staging, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     with clear_errors(out):
         if old.exists() and not out.exists():  # a swap was cut in the middle

@@ -15,7 +15,7 @@ from typing import Any
 from palora.algebra.rules import EXPERT_RULES
 from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json
-from palora.common.folders import check_replaceable, check_writable
+from palora.common.folders import alone, check_replaceable, check_writable
 from palora.common.metrics import read_metrics, write_metrics
 from palora.data.facts import read_facts
 from palora.data.skills import SPLITS
@@ -44,6 +44,11 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     """
     out = Path(out)
     check(recipe, out)
+    with alone(out):
+        return _run(recipe, out)
+
+
+def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     atomic_write_text(out / "recipe.yaml", _HEADER + dump_recipe(recipe))
     models = stages.Models()
     expert = out / "expert" if recipe.expert else None

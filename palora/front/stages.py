@@ -20,6 +20,7 @@ from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError
 from palora.common.files import clear_errors, read_json, write_json
 from palora.common.folders import (
+    alone,
     check_replaceable,
     check_unchanged,
     check_writable,
@@ -392,18 +393,16 @@ def sample(facts: list[Fact], limit: int | None) -> list[Fact]:
 def working(out: Path) -> Iterator[Path]:
     """The hidden folder beside `out` where an unfinished stage keeps its state; gone when the stage is finished."""
     work = out.with_name(f".{out.name}.work")
-    new = not work.parent.exists()
-    with clear_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-    try:
-        yield work
-    except BaseException:
-        with suppress(OSError):
-            work.rmdir()  # where there is no state yet
-            if new:
-                work.parent.rmdir()
-        raise
-    shutil.rmtree(work)
+    with alone(out):
+        with clear_errors(work):
+            work.mkdir(parents=True, exist_ok=True)
+        try:
+            yield work
+        except BaseException:
+            with suppress(OSError):
+                work.rmdir()  # where there is no state yet
+            raise
+        shutil.rmtree(work)
 
 
 def done(out: Path, marker: str, inputs: Mapping[str, Any]) -> bool:
