@@ -430,3 +430,55 @@ def test_an_answer_folds_the_factors_once(model, monkeypatch):
         third = adapted(IDS).logits
     assert torch.allclose(third, first) and not torch.allclose(third, second)
     assert torch.allclose(adapted(IDS).logits, third)  # with gradients they are folded in the graph
+
+
+@pytest.mark.parametrize("how", ["add_weighted_adapter", "hotswap_adapter"])
+def test_what_would_fold_twice_is_refused_and_works_on_what_was_saved(how, tmp_path):
+    from peft.utils.hotswap import hotswap_adapter
+
+    subspaces = protection(tiny_llama(), "covariance", "input", strength=3.0)
+    adapted = constrained(tiny_llama(), subspaces)
+    train(adapted, 20)
+    adapted.save_pretrained(tmp_path)
+    plain = LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"])
+
+    def operate(model, names):
+        if how == "hotswap_adapter":
+            hotswap_adapter(model, str(tmp_path), "default")
+            return model.eval()
+        model.add_adapter("other", plain)
+        model.add_weighted_adapter([*names, "other"], [1.0, 1.0], "both", combination_type="cat")
+        model.set_adapter("both")
+        return model.eval()
+
+    with pytest.raises(InputError, match=f"^{how}.*the adapter 'default' is constrained.*plain LoRA"):
+        operate(adapted, ["default"])
+    if how == "add_weighted_adapter":
+        operated = operate(PeftModel.from_pretrained(tiny_llama(), tmp_path), ["default"])
+    else:
+        operated = operate(get_peft_model(tiny_llama(), plain), [])
+    expected = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()(IDS).logits
+    assert torch.allclose(operated(IDS).logits, expected, atol=1e-4)
+    assert not torch.allclose(expected, tiny_llama()(IDS).logits, atol=0.1)
+
+
+def test_a_protection_of_other_weights_is_refused():
+    from palora.language.models import fingerprints
+
+    model = tiny_llama()
+    made = protection(model)
+    record = {**made.record, "fingerprints": fingerprints(find_targets(model), model)}
+    subspaces = ProtectedSubspaces(made.subspaces, record)
+    constrained(tiny_llama(), subspaces)
+    with torch.no_grad():
+        next(iter(find_targets(model).values())).weight[0, 0] += 1
+    with pytest.raises(InputError, match=r"gate_proj: the protection was made for other weights"):
+        constrained(model, subspaces)
+
+
+def test_a_config_says_what_it_is():
+    with pytest.warns(UserWarning, match="without a protection is plain LoRA"):
+        PaloraConfig(r=4)
+    assert len(repr(PaloraConfig(r=4, protection=protection(tiny_llama())))) < 2500
+    with pytest.raises(ValueError, match="changes W"):
+        PaloraConfig(r=4, init_lora_weights="pissa", protection=protection(tiny_llama()))

@@ -84,7 +84,7 @@ class ProtectedSubspace:
         return ProtectedSubspace(V, U, self.scale)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
     """The protected subspace of every targeted matrix, by module path, and the record of how it was found.
 
@@ -96,6 +96,9 @@ class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
     subspaces: dict[str, ProtectedSubspace]
     record: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
+
+    def __repr__(self) -> str:
+        return f"ProtectedSubspaces({self.record.get('rule', 'of no rule')}, {len(self)} matrices)"
 
     def __getitem__(self, name: str) -> ProtectedSubspace:
         return self.subspaces[name]

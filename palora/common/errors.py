@@ -15,7 +15,7 @@ class DivergedError(PaloraError):
     """A training ended in numbers that are none."""
 
 
-class InputError(PaloraError):
+class InputError(PaloraError, ValueError):
     """What was asked for cannot be done as asked (a bad file, a wrong name, a mismatch). Exit code 2."""
 
     exit_code = 2

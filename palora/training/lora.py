@@ -15,16 +15,24 @@ a constrained layer is unfolded first, which matters for the soft rule, where fo
 How it hooks into PEFT 0.21: `PaloraConfig` is a `LoraConfig` (peft_type LORA) that registers `PaloraLinear` for the
 linear layers; `resolve_lora_variant` gives each adapter with a protection its own forward, and leaves a second plain
 adapter on the same layer alone. The field `protection` is marked as a variant, so that a layer of PEFT's own, which
-does not know it, refuses the config instead of training without the constraint.
+does not know it, refuses the config instead of training without the constraint. Two of PEFT's operations put raw
+factors into a layer that folds them (`add_weighted_adapter`, hot-swapping: up to half of the update was wrong under the
+soft rule); they are refused where a constrained adapter takes part. Saved and loaded back, it is plain LoRA, with which
+PEFT does all of that.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, LoraModel, get_peft_model
 from peft.tuners.lora.layer import Linear, LoraVariant
+from peft.utils import hotswap
 from peft.utils.other import transpose
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +40,7 @@ from transformers.pytorch_utils import Conv1D
 
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.common.errors import InputError
+from palora.common.hashes import fingerprint
 from palora.common.settings import InjectSettings
 from palora.language.targets import target_endings
 
@@ -59,6 +68,8 @@ class PaloraConfig(LoraConfig):
             self.protection = ProtectedSubspaces.load(self.protection)
         if self.protection is not None and self.target_modules is None:
             self.target_modules: Any = set(self.protection.record.get("target_modules") or self.protection)
+        if self.protection is None:
+            warnings.warn("PaloraConfig without a protection is plain LoRA: nothing is constrained", stacklevel=3)
         super().__post_init__()
         self._refuse_what_breaks_the_constraint()
         self._register_custom_module({nn.Linear: PaloraLinear, Conv1D: PaloraLinear})
@@ -163,6 +174,10 @@ class Protected(LoraVariant):
         ):
             if basis is not None and basis.shape[0] != size:
                 raise InputError(f"the protection of {target_name} has {side} = {basis.shape[0]}, the layer {size}")
+        expected = config.protection.record.get("fingerprints", {}).get(target_name)
+        stored = module.get_base_layer().weight
+        if expected and stored.is_floating_point() and not stored.is_meta and fingerprint(stored) != expected:
+            raise InputError(f"{target_name}: the protection was made for other weights; make one for this model")
         module._subspaces[adapter_name] = subspace
 
     @staticmethod
@@ -182,6 +197,29 @@ class Protected(LoraVariant):
     @staticmethod
     def unmerge(module: PaloraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+def _refused(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation of PEFT on the adapters of a model, refused where one that is named is constrained."""
+
+    @wraps(operation)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        given = signature(operation).bind(*args, **kwargs).arguments
+        model, *_ = given.values()
+        named = set(given["adapters"] if "adapters" in given else [given["adapter_name"]])
+        for module in (model.model if isinstance(model, LoraModel) else model).modules():
+            if isinstance(module, PaloraLinear) and (constrained := named & set(module._subspaces)):
+                raise InputError(
+                    f"{operation.__name__}: the adapter {sorted(constrained)[0]!r} is constrained, and would be folded "
+                    "twice; save it and load it into a model of its own, where it is plain LoRA, and do it there"
+                )
+        return operation(*args, **kwargs)
+
+    return guarded
+
+
+LoraModel.add_weighted_adapter = _refused(LoraModel.add_weighted_adapter)
+hotswap.hotswap_adapter_from_state_dict = _refused(hotswap.hotswap_adapter_from_state_dict)
 
 
 def _fold_saved(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
