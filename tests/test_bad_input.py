@@ -21,8 +21,8 @@ from conftest import rising, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from palora.common.errors import InputError, PaloraError
-from palora.common.files import write_json
-from palora.common.folders import new_folder
+from palora.common.files import load_tensors, read_json, save_tensors, write_json
+from palora.common.folders import new_folder, seal
 from palora.front.recipe import parse_recipe
 from palora.language.models import load_model
 
@@ -776,3 +776,73 @@ def test_python_users_get_exceptions_of_one_line(made):
         with pytest.raises(InputError) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+# --- adapters that were tampered with ---------------------------------------------------------------
+
+
+def _factor(value):
+    def change(folder):
+        tensors = load_tensors(folder / "adapter_model.safetensors")
+        next(iter(tensors.values()))[0, 0] = value
+        save_tensors(folder / "adapter_model.safetensors", tensors)
+
+    return change
+
+
+def _set(name, **values):
+    return lambda folder: write_json(folder / name, {**read_json(folder / name), **values})
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["with palora.json", "plain"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set("adapter_config.json", lora_alpha=None), "lora_alpha: input should be a valid number"),
+        (_set("adapter_config.json", lora_alpha="x"), "lora_alpha: input should be a valid number"),
+        (_set("adapter_config.json", lora_alpha=1e308), "beyond use"),
+        (_set("adapter_config.json", r=0), "r: input should be greater than 0"),
+        (_set("adapter_config.json", alpha_pattern=[1]), "alpha_pattern: input should be a valid dictionary"),
+        (_set("adapter_config.json", alpha_pattern={"(a|a.)*(a|a)*(.+)+$": 1}), "alpha_pattern: .* is no module's name"),
+        (_set("adapter_config.json", use_rslora={}), "use_rslora: input should be a valid boolean"),
+        (_factor(float("nan")), "the update of .* holds NaN"),
+        (_factor(float("-inf")), "the update of .* holds NaN, infinity"),
+        (_factor(1e30), "beyond use"),
+    ],
+    ids=["no alpha", "alpha text", "alpha huge", "rank 0", "patterns", "regex", "rslora", "nan", "inf", "huge"],
+)
+def test_a_hostile_adapter(refused, stage, made, tmp_path, change, said, ours):
+    folder = tmp_path / "hostile"
+    shutil.copytree(made.adapter, folder)
+    record = read_json(folder / "palora.json")
+    (folder / "palora.json").unlink()
+    change(folder)
+    if ours:  # whoever tampers writes the hashes anew
+        seal(folder, "palora.json", record)
+    refused("inspect", folder, said=said)
+    refused(*stage("evaluate", adapter=folder), said=said)
+    if ours:
+        for kind in ("adapter", "merged"):
+            refused(*stage("export", "--as", kind, adapter=folder), said=said)
+
+
+@pytest.mark.parametrize("key", ["fingerprints", "update", "model", "files"])
+@pytest.mark.parametrize("value", [None, 3, [], ["x"]])
+def test_a_record_of_an_adapter_that_was_edited(refused, stage, made, tmp_path, key, value):
+    folder = tmp_path / "edited"
+    shutil.copytree(made.adapter, folder)
+    _set("palora.json", **{key: value})(folder)
+    said = rf"palora\.json: '?{key}.*was it edited\?"
+    refused("inspect", folder, said=said)
+    refused(*stage("evaluate", adapter=folder), said=said)
+    refused(*stage("export", adapter=folder), said=said)
+
+
+def test_a_changed_byte_of_an_adapter(refused, stage, made, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(made.adapter, folder)
+    content = bytearray((folder / "adapter_model.safetensors").read_bytes())
+    content[-9] ^= 1
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    for command in (("inspect", folder), stage("evaluate", adapter=folder), stage("export", adapter=folder)):
+        refused(*command, said=r"adapter_model\.safetensors has changed since it was written")

@@ -55,7 +55,13 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 def test_a_folder_is_written_into_by_one_process(tmp_path):
     """… until that one ends, however it does; and by the same one as often as it likes."""
-    code = "import sys, time\nfrom palora.common.folders import alone\nwith alone(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = """
+import sys, time
+from palora.common.folders import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with (

@@ -44,7 +44,7 @@ from palora.results.evaluation import Base, Questions, evaluate
 from palora.results.model_card import model_card
 from palora.results.pages.report import write_report
 from palora.results.updates import MARKER as ADAPTER
-from palora.results.updates import Adapter, measure_update
+from palora.results.updates import Adapter, measure_update, read_record
 from palora.training import expert as expert_training
 from palora.training import injection, protection
 from palora.training.injection import Beside, with_drift_where_possible
@@ -369,7 +369,7 @@ def adapter_record(folder: Path) -> dict[str, Any]:
     Adapter.load(folder)
     if not (folder / ADAPTER).exists():
         return {}
-    record: dict[str, Any] = read_json(folder / ADAPTER, "fingerprints")
+    record = read_record(folder)
     check_unchanged(folder, record, "adapter_model.safetensors", "adapter_config.json")
     return record
 

@@ -26,7 +26,6 @@ from palora.common.folders import (
     check_writable,
     folder_hash,
     new_folder,
-    read_marker,
     same_inputs,
     seal,
 )
@@ -35,7 +34,7 @@ from palora.common.settings import ExportSettings
 from palora.language.models import known_targets, load_model, save_model, whole_path
 from palora.language.targets import find_targets, target_endings, weight
 from palora.results.model_card import model_card
-from palora.results.updates import MARKER, Adapter, measure_update
+from palora.results.updates import MARKER, Adapter, measure_update, read_record
 from palora.training.svf import MARKER as EXPERT
 from palora.training.svf import MODEL, Expert, components
 
@@ -73,7 +72,7 @@ def export(
     loaded = Adapter.load(adapter)
     if not (adapter / MARKER).exists():
         raise InputError(f"{adapter} has no {MARKER}: only adapters that `palora inject` wrote can be exported")
-    record = read_marker(adapter, MARKER, "model", "protection", "fingerprints", "update", "facts")
+    record = read_record(adapter, "protection", "facts")
     check_unchanged(adapter, record, "adapter_model.safetensors", "adapter_config.json")
     if out.resolve() == adapter.resolve():
         raise InputError(f"{out} is the adapter itself, which would be lost; choose another --out")
@@ -106,7 +105,7 @@ def combine_if_it_fits(adapter: Path, out: Path, expert: Path) -> None:
     inputs = {"adapter": folder_hash(adapter, MARKER), "expert": folder_hash(expert, EXPERT)}
     if (out / MARKER).exists() and same_inputs((made := read_json(out / MARKER)).get("inputs"), inputs):
         return check_unchanged(out, made)
-    loaded, record, frozen = Adapter.load(adapter), read_marker(adapter, MARKER), Expert.load(expert)
+    loaded, record, frozen = Adapter.load(adapter), read_record(adapter), Expert.load(expert)
     s = load_tensors(expert / "singular_values.safetensors")
     k = max(_needed(s[name] * (z - 1), LOST) for name, z in frozen.scales.items())
     if k + next(iter(loaded.A.values())).shape[0] <= MAX_RANK:

@@ -6,8 +6,9 @@ from typing import Any
 from palora.algebra.subspace import MARKER as PROTECTION
 from palora.common.errors import InputError
 from palora.common.files import check_tensors, read_json
+from palora.common.folders import check_unchanged, read_marker
 from palora.results.updates import MARKER as ADAPTER
-from palora.results.updates import Adapter
+from palora.results.updates import Adapter, read_record
 from palora.training.svf import MARKER as EXPERT
 
 
@@ -44,15 +45,17 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _expert(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / EXPERT, "fingerprints")
+    record = read_marker(folder, EXPERT, "fingerprints")
     check_tensors(folder / "scales.safetensors")
+    check_unchanged(folder, record, "scales.safetensors")
     keys = ("kind", "model", "skill", "objective", "parametrisation", "parameters", "validation_accuracy")
     return {key: record.get(key) for key in keys} | {"matrices": len(record["fingerprints"]) - 1}
 
 
 def _protection(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / PROTECTION, "modules")
+    record = read_marker(folder, PROTECTION, "modules")
     check_tensors(folder / "subspaces.safetensors")
+    check_unchanged(folder, record, "subspaces.safetensors")
     keys = ("kind", "model", "rule", "sides", "budget", "hard", "coverage", "keep")
     modules = record["modules"]
     ks = [max(m["k_input"], m["k_output"]) for m in modules.values()]
@@ -60,7 +63,8 @@ def _protection(folder: Path) -> dict[str, Any]:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / ADAPTER, "update")
+    record = read_record(folder)
+    check_unchanged(folder, record, "adapter_model.safetensors", "adapter_config.json")
     keys = ("kind", "model", "rule", "sides", "budget", "coverage", "facts")
     update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
     return {key: record.get(key) for key in keys} | {"r": Adapter.load(folder).config["r"]} | update

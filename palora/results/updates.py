@@ -11,15 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from palora.algebra.statistics import InputStatistics
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import load_tensors, read_json
+from palora.common.folders import read_marker
 from palora.language.targets import is_linear, weight
 
 MARKER = "palora.json"  # what makes an adapter folder ours
+MODULE = r"\^?[\w.\\]+\$?"  # of alpha_pattern: a name, dots escaped or not; other regular expressions can take for ever
+LARGEST = 1e18  # of an update: its square, which norms are made of, is a float32
+
+
+class _Config(BaseModel):
+    """What is read of an `adapter_config.json`, whoever wrote it."""
+
+    peft_type: str
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    lora_bias: bool | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+
+
+class _Record(BaseModel):
+    """What every `palora.json` of an adapter holds."""
+
+    model: str
+    fingerprints: dict[str, str]
+    update: dict[str, Any]
+
+
+def read_record(folder: Path, *keys: str) -> dict[str, Any]:
+    """The record of an adapter that `palora inject` wrote. Raises InputError where it is damaged, or lacks one of
+    `keys`."""
+    record = read_marker(folder, MARKER, *keys)
+    _validated(_Record, record, folder / MARKER)
+    return record
+
+
+def _validated(kind: type[BaseModel], value: Any, file: Path) -> None:
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}: {where}: {first['msg'].lower()}; was it edited?") from None
 
 
 @dataclass(frozen=True)
@@ -38,16 +79,23 @@ class Adapter:
         if not (folder / "adapter_config.json").exists():
             raise InputError(f"{folder} is not an adapter folder (no adapter_config.json); make one by `palora inject`")
         config = read_json(folder / "adapter_config.json", "peft_type", "r", "lora_alpha")
+        _validated(_Config, config, folder / "adapter_config.json")
         if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias") not in (None, False):
             raise InputError(f"{folder}: not a plain LoRA adapter (DoRA, biases and other methods are not read)")
         tensors = load_tensors(folder / "adapter_model.safetensors")
         A, B = ({_module(k): t for k, t in tensors.items() if f".lora_{x}." in k} for x in "AB")
         if not A or set(A) != set(B) or len(A) + len(B) != len(tensors):
             raise InputError(f"{folder}: adapter_model.safetensors is not made of lora_A and lora_B pairs")
+        if odd := [name for name in config.get("alpha_pattern") or {} if not re.fullmatch(MODULE, name)]:
+            raise InputError(f"{folder}/adapter_config.json: alpha_pattern: {odd[0]!r} is no module's name")
         scaling = {
             name: _alpha(config, name) / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
             for name, a in A.items()
         }
+        for name, c in scaling.items():
+            largest = abs(c) * float(A[name].abs().max()) * float(B[name].abs().max()) * A[name].shape[0]
+            if not largest < LARGEST:  # NaN is not, either
+                raise InputError(f"{folder}: the update of {name} holds NaN, infinity or numbers beyond use")
         return cls(A, B, scaling, config)
 
     def delta(self, name: str) -> Tensor:
