@@ -438,7 +438,7 @@ def test_the_targets_of_an_expert_and_of_a_protection_are_theirs(refused, stage,
         ("export", "--as gguf", "unknown export 'gguf'; choose one of adapter, merged, combined"),
         ("export", "--as combined --k 99", "k = 99 is larger than the rank 32; choose at most 32"),
         ("export", "--as combined --k 0", "--k: must be greater than or equal to 1, not 0"),
-        ("export", "--as merged --max-leak nan", "--max-leak: must be a finite number, not nan"),
+        ("export", "--as merged --max-drift nan", "--max-drift: must be a finite number, not nan"),
         ("export", "--as combined --max-lost -1", "--max-lost: must be greater than or equal to 0, not -1"),
         ("export", "--as combined --k 2", "of the expert's change of a matrix would be lost"),
         (
@@ -585,7 +585,7 @@ def redone(made, tmp_path, name):
     if name in ("merged", "combined"):
         export = ("export", "--adapter", made.adapter, "--as", name, "--out", run / name)
         assert palora(*export).code == 0
-        return (*export, "--dtype", "bfloat16", "--max-leak", 9) if name == "merged" else (*export, "--max-lost", 0.5)
+        return (*export, "--dtype", "bfloat16", "--max-drift", 9) if name == "merged" else (*export, "--max-lost", 0.5)
     return {
         "expert": ("expert", *model, "--skill", "chain", *QUICK["expert"], "--seed", 1, "--out", run / "expert"),
         "protect": ("protect", *model, "--rule", "sigma", "--k", 3, "--out", run / "protection"),
@@ -803,7 +803,10 @@ def _set(name, **values):
         (_set("adapter_config.json", lora_alpha=1e308), "beyond use"),
         (_set("adapter_config.json", r=0), "r: input should be greater than 0"),
         (_set("adapter_config.json", alpha_pattern=[1]), "alpha_pattern: input should be a valid dictionary"),
-        (_set("adapter_config.json", alpha_pattern={"(a|a.)*(a|a)*(.+)+$": 1}), "alpha_pattern: .* is no module's name"),
+        (
+            _set("adapter_config.json", alpha_pattern={"(a|a.)*(a|a)*(.+)+$": 1}),
+            "alpha_pattern: .* is no module's name",
+        ),
         (_set("adapter_config.json", use_rslora={}), "use_rslora: input should be a valid boolean"),
         (_factor(float("nan")), "the update of .* holds NaN"),
         (_factor(float("-inf")), "the update of .* holds NaN, infinity"),

@@ -162,7 +162,7 @@ class ExportSettings(Settings):
     """How an adapter is written in another form."""
 
     dtype: Dtype = Field("auto", description="of a merged checkpoint; auto is the model's own")
-    max_leak: float = Field(0.01, ge=0, description="refuse a merge whose leak after rounding is larger")
+    max_drift: float = Field(0.01, ge=0, description="refuse a merge whose rounding moves a matrix's outputs by more")
     k: int | None = Field(None, ge=1, description="expert components in a combined adapter; by default by --max-lost")
     max_lost: float = Field(0.01, ge=0, description="refuse a combined adapter that loses more of the expert's change")
 

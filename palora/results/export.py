@@ -1,9 +1,10 @@
 """Three ways to take the result elsewhere.
 
 adapter    the folded LoRA adapter as it is: plain LoRA on the model it was trained on (default)
-merged     a whole checkpoint with the update in the weights. Rounding to bfloat16 puts part of the update back into the
-           protected subspace (1.3% / 13% / 36% of it for ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003): measured, and refused
-           above a limit
+merged     a whole checkpoint with the update in the weights. With E what rounding adds, its drift
+           sqrt(tr(E C Eᵀ) / tr(W C Wᵀ)) is measured, and refused above a limit. In bfloat16 it is 0.0016, the noise
+           that all weights have; as a share of a small update it looks large, and says little (1.3% / 13% / 36% of it for
+           ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003 come back into the protected subspace)
 combined   of an adapter that was trained on an expert: one plain LoRA adapter of rank r + k for the *original* model,
            the expert's k strongest components and the facts together. What the others did is lost: k is as large as it
            takes to lose no more than a limit
@@ -88,7 +89,7 @@ def export(
         protection = _place(places.protection, record["protection"], "protection")
         return _merge(
             *(loaded, record, name, model, ProtectedSubspaces.load(protection) if protection else None),
-            *(out, settings.max_leak, settings.dtype),
+            *(out, settings.max_drift, settings.dtype),
         )
     expert = Expert.load(_expert_of(record, places.expert))
     if not expert.is_base_of(record):
@@ -148,11 +149,13 @@ def _merge(
     model: Any,
     protection: ProtectedSubspaces | None,
     out: Path,
-    max_leak: float,
+    max_drift: float,
     dtype: str,
 ) -> dict[str, Any]:
     """W + ΔW, rounded to the dtype of W. With E = rounded − exact, the leak is max(‖Uᵀ E‖, ‖E V‖) / ‖ΔW‖: a hard
-    protection has no other, and for a soft one it is what rounding adds."""
+    protection has no other, and for a soft one it is what rounding adds. The drift of E is on the skills' inputs, and
+    ‖E‖ / ‖W‖ where nothing is known of them."""
+    skills = protection.statistics.skills() if protection else {}
     if dtype != "auto":
         model.to(getattr(torch, dtype))
     layers = {}
@@ -167,6 +170,7 @@ def _merge(
             rounding = float(error.norm() / size)
             layers[name] = {
                 "rounding": rounding,
+                "drift": skills[name].drift(error, before) if name in skills else float(error.norm() / before.norm()),
                 "leak": protection[name].leak(error) * rounding if protection else None,
             }
             advance(1)
@@ -177,13 +181,14 @@ def _merge(
         "out": str(out),
         "dtype": str(model.dtype).removeprefix("torch."),
         "leak": leak,
+        "drift": (drift := max(layer["drift"] or 0.0 for layer in layers.values())),
         "rounding": max(layer["rounding"] or 0.0 for layer in layers.values()),
         "layers": layers,
     }
-    if leak is not None and leak > max_leak:
+    if not drift <= max_drift:
         raise PaloraError(
-            f"merging into {result['dtype']} puts {leak:.2%} of the update into the protected subspace (limit "
-            f"{max_leak:.2%}); export the adapter, use --dtype float32, or raise --max-leak. Nothing was written"
+            f"merging into {result['dtype']} moves the outputs of a matrix by {drift:.2%} by rounding alone (limit "
+            f"{max_drift:.2%}); export the adapter, use --dtype float32, or raise --max-drift. Nothing was written"
         )
     with new_folder(out, "merge.json") as staging:
         save_model(model, source, staging)

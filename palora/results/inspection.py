@@ -86,7 +86,7 @@ def _plain_adapter(folder: Path) -> dict[str, Any]:
 def _merged(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "merge.json", "adapter")
     source = record["adapter"]
-    kept = {key: record[key] for key in ("kind", "dtype", "leak", "rounding")}
+    kept = {key: record.get(key) for key in ("kind", "dtype", "drift", "leak", "rounding")}
     return kept | {"model": source["model"], "rule": source["rule"]}
 
 
