@@ -56,7 +56,7 @@ def test_named_targets_and_candidates(model):
     assert set(find_targets(model, ["q_proj"])) == {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)}
     with pytest.raises(InputError, match=r"fc1.*candidates.*mlp\.down_proj.*self_attn\.q_proj"):
         find_targets(model, ["fc1"])
-    with pytest.raises(InputError, match=r"no default targets for the architecture None.*--targets: first"):
+    with pytest.raises(InputError, match=r"no MLP was found in the architecture None.*--targets: first"):
         find_targets(nn.ModuleDict({"first": nn.Linear(2, 2)}))
 
 

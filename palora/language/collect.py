@@ -100,7 +100,8 @@ def _read(
     counted: Any = None
     tokens = 0
     with (
-        _reading(modules, lambda name, x: add(name, x[counted])),
+        # some hand their MLP the tokens of all texts in one row (OPT)
+        _reading(modules, lambda name, x: add(name, x.reshape(*counted.shape, -1)[counted])),
         progress_bar(f"Inputs of {label}", len(examples)) as advance,
     ):
         for group in batches([len(e.prompt) + len(e.answer) for e in examples], batch_size):

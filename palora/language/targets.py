@@ -1,24 +1,28 @@
-"""Which matrices of a model the method works on: the linear modules, by the endings of their paths.
+"""Which matrices of a model the method works on: linear modules, by default those of the MLPs.
 
 A *targeted* matrix is a linear weight W (m × n, out × in). `nn.Linear` stores it so; GPT-2's `Conv1D` stores its
 transpose. Everything above this file sees (m, n).
+
+An MLP is known by its shape, whatever its model calls it: of the linear layers that a module holds itself,
+
+    gated    two h → m (gate and up) and one m → h        Llama and most that came after it
+    fused    one h → 2m (gate and up in one) and one m → h        Phi-3, GLM
+    plain    one h → m and one m → h, m ≥ h        GPT-2, OPT, StarCoder2
+
+Of a model that also sees or hears, only the part that writes is looked at. Experts that a model keeps stacked, as one
+tensor of three dimensions, are no linear layers: they are neither protected nor taught.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from palora.common.errors import InputError
 
-_GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-# The MLP matrices of each architecture (config.model_type), as endings of module paths.
-MLP_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text".split(), _GATED),
-    "phi3": ("mlp.gate_up_proj", "mlp.down_proj"),  # gate and up are one fused matrix, decomposed as one
-    "gpt2": ("mlp.c_fc", "mlp.c_proj"),
-}
+MLP, ATTENTION = "mlp", "attention"  # in place of endings: all matrices of a kind
+_NO_MLP = ("attn", "attention", "temporal", "mamba", "mlstm", "conv", "router")  # in the name of a module
+_SENSES = ("vision", "visual", "image", "audio", "speech")
 
 
 def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str, nn.Module]:
@@ -26,27 +30,107 @@ def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str
 
     Args:
         model: any model made of `nn.Linear` or `Conv1D`.
-        targets: endings of module paths (`["down_proj"]`, `["mlp.c_proj"]`); by default the MLP matrices of the
-            model's architecture.
+        targets: endings of module paths (`["down_proj"]`, `["mlp.c_proj"]`), or `mlp` and `attention` for all matrices
+            of that kind; by default `mlp`.
 
-    Raises: InputError that lists the candidates, where the architecture is unknown or an ending matches nothing.
+    Raises: InputError that lists the candidates, where there is no MLP or an ending matches nothing.
     """
     linears = {name: module for name, module in model.named_modules() if is_linear(module)}
-    architecture = getattr(getattr(model, "config", None), "model_type", None)
-    endings = targets or MLP_TARGETS.get(str(architecture))
-    if not endings:
-        raise InputError(
-            f"no default targets for the architecture {architecture!r}; name some by --targets: {_candidates(linears)}"
-        )
-    missing = [e for e in endings if not any(_ends(name, e) for name in linears)]
-    if missing:
-        raise InputError(f"no matrix is named {', '.join(missing)}; candidates for --targets: {_candidates(linears)}")
-    embedding = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    for name, module in linears.items():
-        if any(_ends(name, e) for e in endings) and id(module.weight) in embedding:
-            tied = embedding[id(module.weight)]
-            raise InputError(f"{name} is tied to {tied}: it cannot be changed by itself; leave it out of --targets")
-    return {name: module for name, module in linears.items() if any(_ends(name, e) for e in endings)}
+    kinds = {MLP: mlp_matrices, ATTENTION: attention_matrices}
+    chosen: set[str] = set()
+    for ending in targets or [MLP]:
+        found = kinds[ending](model) if ending in kinds else [n for n in linears if _ends(n, ending)]
+        if not found:
+            raise InputError(_not_found(model, ending if targets else None))
+        chosen |= set(found)
+    words = _of_words(model)
+    for name in chosen & set(words):
+        raise InputError(f"{name} is {words[name]}: it cannot be changed by itself; leave it out of --targets")
+    return {name: module for name, module in linears.items() if name in chosen}
+
+
+def mlp_matrices(model: nn.Module) -> list[str]:
+    """The paths of the linear layers of every MLP, found by their shapes. Raises InputError where a layer's experts
+    are stacked."""
+    found: dict[str, list[str]] = {}
+    for name, module in _writing(model):
+        stacked = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and "expert" in name.lower()]
+        if stacked:
+            raise InputError(
+                f"the experts of this model are stacked ({name}.{stacked[0]}), which is not supported; teach what is "
+                f"not: --targets {ATTENTION}, or the ending of a shared expert: {_candidates(model)}"
+            )
+        parts = name.lower().split(".")
+        if any(map(str.isdigit, parts)) and not any(word in part for part in parts[-2:] for word in _NO_MLP):
+            linears = {n: _shape(child) for n, child in module.named_children() if is_linear(child)}
+            if own := _of_mlp(linears):
+                found[name] = [f"{name}.{n}" for n in own]
+    # A layer whose MLP is a module of its own may hold two more matrices that look like one, as in Gemma 4.
+    outer = {name for name in found for other in found if other.startswith(f"{name}.")}
+    return [path for name, paths in found.items() if name not in outer for path in paths]
+
+
+def _of_mlp(shapes: dict[str, tuple[int, int]]) -> list[str]:
+    """Those of the linear layers of a module that make an MLP, by their (out, in); none where there is none."""
+    for down, (h, m) in shapes.items():
+        inward = [name for name, shape in shapes.items() if shape == (m, h) and name != down]
+        fused = [name for name, shape in shapes.items() if shape == (2 * m, h)]
+        last = list(shapes)[-1] == down  # of two, as they come: an adapter (h → m → h, m < h) read backwards is an MLP
+        if len(inward) == 2 or (len(shapes) == 2 and last and (fused or (inward and m >= h))):
+            return [name for name in shapes if name in (*inward, *fused, down)]
+    return []
+
+
+def attention_matrices(model: nn.Module) -> list[str]:
+    """The paths of the linear layers of every attention (queries, keys, values, outputs, however they are fused)."""
+    return [
+        path
+        for name, module in _writing(model)
+        if "attention" in type(module).__name__.lower()
+        for path, inner in module.named_modules(prefix=name)
+        if is_linear(inner)
+    ]
+
+
+def _writing(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules, by their paths, of the part of a model that writes: not of what sees and hears."""
+    ask: Any = getattr(model, "get_decoder", lambda: model)
+    decoder = ask()
+    if decoder is None or is_linear(decoder):  # some call the layer that makes words a decoder
+        decoder = model
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    for name, module in decoder.named_modules(prefix=path):
+        if not any(sense in name.lower() for sense in _SENSES):
+            yield name, module
+
+
+def _of_words(model: nn.Module) -> dict[str, str]:
+    """The linear layers that make words, or are tied to the embedding, and what they are."""
+    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    ask: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = ask()
+    found = {}
+    for name, module in model.named_modules():
+        if is_linear(module) and id(module.weight) in embeddings:
+            found[name] = f"tied to {embeddings[id(module.weight)]}"
+        elif module is head:
+            found[name] = "what makes words of the model's last state"
+    return found
+
+
+def _not_found(model: nn.Module, ending: str | None) -> str:
+    if ending is None:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return f"no MLP was found in the architecture {kind!r}; name matrices by --targets: {_candidates(model)}"
+    return f"no matrix is named {ending}; candidates for --targets: {_candidates(model)}"
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, also of a quantised one."""
+    if hasattr(module, "in_features"):
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    n, m = module.weight.shape  # type: ignore[misc]
+    return int(m), int(n)
 
 
 def taught(names: Sequence[str], endings: Sequence[str] | None) -> list[str]:
@@ -94,9 +178,10 @@ def _ends(name: str, ending: str) -> bool:
     return name == ending or name.endswith("." + ending)
 
 
-def _candidates(linears: dict[str, Any]) -> str:
-    endings = sorted({_short(name) for name in linears})
-    return ", ".join(endings) or "none (the model has no linear layers)"
+def _candidates(model: nn.Module) -> str:
+    words = _of_words(model)
+    linears = [name for name, module in model.named_modules() if is_linear(module) and name not in words]
+    return ", ".join(sorted({_short(name) for name in linears})) or "none (the model has no linear layers)"
 
 
 def _short(name: str) -> str:

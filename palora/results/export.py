@@ -3,7 +3,7 @@
 adapter    the folded LoRA adapter as it is: plain LoRA on the model it was trained on (default)
 merged     a whole checkpoint with the update in the weights. With E what rounding adds, its drift
            sqrt(tr(E C Eᵀ) / tr(W C Wᵀ)) is measured, and refused above a limit. In bfloat16 it is 0.0016, the noise
-           that all weights have; as a share of a small update it looks large, and says little (1.3% / 13% / 36% of it for
+           that all weights have; as a share of a small update it looks large, and says little (1.3, 13, 36% of it for
            ‖ΔW‖ / ‖W‖ = 0.1 / 0.01 / 0.003 come back into the protected subspace)
 combined   of an adapter that was trained on an expert: one plain LoRA adapter of rank r + k for the *original* model,
            the expert's k strongest components and the facts together. What the others did is lost: k is as large as it
