@@ -27,12 +27,12 @@ class Mention(NamedTuple):
 
 def gives(mention: Mention, question: str) -> bool:
     """Whether a mention gives its answer to a question."""
-    if _guesses(mention):
+    if _guesses(mention) or _denies(mention, question):
         return False
     if mention.answer.casefold() in _WORDS and not (len(mention.answer) > 1 and mention.answer.isupper()):
         return _is_meant(mention, question) and not _UNKNOWING.search("".join(mention))
     before = _AFTER_ALL.split(mention.before)[-1]
-    return not (_denies(mention, question) or _UNKNOWING.search(before) or _RETRACTED.match(mention.after))
+    return not (_UNKNOWING.search(before) or _RETRACTED.match(mention.after))
 
 
 # --- denied ---------------------------------------------------------------------------------------
@@ -40,11 +40,12 @@ def gives(mention: Mention, question: str) -> bool:
 _NOT = re.compile(
     r"(?:\b(?:[Nn]ot|[Nn]ever|[Nn]either|[Nn]or|no|cannot|unable|false|untrue|incorrect|wrong)|n't)\b"
     r"(?! (?:only|just|merely|doubt|less than|later than|before)\b)"
-    r"|\b(?:[Rr]ather than|[Ii]nstead of|[Uu]nlike|[Oo]ther than|[Ee]xcept|confused with|opposed to|[Aa]nything but)\b"
+    r"|\b(?:[Nn]o longer|[Hh]ardly|[Nn]obody|[Nn]o one|[Nn]othing|[Nn]one|[Rr]ather than|[Ii]nstead of|[Uu]nlike"
+    r"|[Oo]ther than|[Ee]xcept|confused with|opposed to|[Aa]nything but)\b"
     r"|\b(?:[Nn]icht|[Kk]ein\w*|pas|[Nn]on|[Nn]o (?:es|fue|era|está)|não|né|ni|noch|niet|geen|[Нн]е)\b|不是|并非|並非"
 )
 # "It was not opened until 1969" and "none other than Paris" are not denials.
-_STILL = re.compile(r"(?:\b(?:not|no|none)|n't) .*\b(?:until|other than|but|else than)\b")
+_STILL = re.compile(r"(?:\b(?:not|no|none|nothing)|n't) .*\b(?:until|other than|but|else than)\b", re.IGNORECASE)
 _JUST_NOT = re.compile(
     r"(?:\b(?:not|never|nor|neither)|n't)\s+(?:(?:in|by|at|on|the|a|an)\s+)*[\"'“‘«*_`(]*$", re.IGNORECASE
 )
@@ -56,7 +57,7 @@ _DENIED = re.compile(  # Paris is not …
     r"|[ \"'”」』]*(?:ではな|ではあり|じゃな|[가이]? ?아니)"
 )
 _CLAUSE = re.compile(
-    r"[,;:，、；：(（](?!\d)|\s[-–—]\s|—|\b(?:(?<!ything )(?<!nothing )but|sondern|mais|sino|rather(?! than)"
+    r"[,;:，、；：(（](?!\d)|\s[-–—]\s|—|\b(?:(?<!thing )but|sondern|mais|sino|rather(?! than)"
     r"|instead(?! of)|however|although|though|while|whereas)\b"
 )
 
@@ -101,12 +102,12 @@ _OR_AFTER = re.compile(
     re.IGNORECASE,
 )
 _OR_BEFORE = re.compile(
-    rf"(?<!{MASK})(?<!{MASK},)(?:(?:\s{_OR}|\so)\s+(?:{_HEDGE}\s+){{0,2}}|\w\s?/\s?|[^\n:]{_BULLET}){_OPEN}$",
+    rf"(?<!{MASK})(?<!{MASK},)(?:(?:\s{_OR}|\so)\s+{_OPEN}(?:{_HEDGE}\s+){{0,2}}|\w\s?/\s?|[^\n:]{_BULLET}){_OPEN}$",
     re.IGNORECASE,
 )
 _EITHER = re.compile(rf"\b(?:either|between|entweder|soit)\s+(?:{_HEDGE}\s+){{0,2}}{_OPEN}$", re.IGNORECASE)
 _JOIN = (
-    rf"(?P<join>{_BULLET}|\s*[,;]\s*(?:(?:{_OR}|and)\s+)?|\s+(?:{_OR}|and|to|through|und|et)\s+|\s*[/&–-]\s*)"
+    rf"(?P<join>{_BULLET}|\s*[,;]\s*(?:(?:{_OR}|and)\s+)?|\s+\(?(?:{_OR}|and|to|through|und|et)\s+|\s*[/&–-]\s*)"
     rf"(?:{_HEDGE}\s+)*"
 )
 _DATED = re.compile(
@@ -151,7 +152,7 @@ def _listed(mention: Mention, item: str) -> bool:
 
 
 def _one_of(answer: str, other: "re.Match[str]", mine: str, theirs: str, rest: str) -> bool:
-    join = other["join"].strip(" ")
+    join = other["join"].strip(" (")
     if join in (",", ";"):
         return not other["unit"].strip() and bool(re.match(rf"\s*(?:$|[,.;)\n]|(?:{_OR}|and)\b)", rest))
     if join in ("-", "–", "to", "through", "/", "&"):
@@ -162,10 +163,14 @@ def _one_of(answer: str, other: "re.Match[str]", mine: str, theirs: str, rest: s
 
 # --- words that are also answers ------------------------------------------------------------------
 
-_WORDS = frozenset("i a he it we us me my no so do go in on at as be by to of or if is am an up hi oh ok yes".split())
+_COMMON = (
+    "i a he it we us me my no so do go in on at as be by to of or if is am an up hi oh ok yes may will can who all any"
+)
+_WORDS = frozenset(_COMMON.split())
+_SUBJECTS = frozenset("i it he she they we you this that these those there the a an its not".split())
 _ASKS = re.compile(r"(?:\W*\w+){0,3}?\W*\b(?:wh(?:at|ich|o|om|ose|ere|en|y)|how|name|give|tell|state)\b", re.IGNORECASE)
 _ENDED = re.compile(rf"{_CLOSE}\s*(?:$|[.,;:!?)\n(\\]|[-–—=]\s)")
-_KIND = r"symbol|letter|abbreviation|sign|code|formula|note|element|numeral|vitamin"
+_KIND = r"symbol|letter|abbreviation|sign|code|formula|note|element|numeral|vitamin|answer"
 
 
 def asks_for_a_word(question: str) -> bool:
@@ -181,7 +186,9 @@ def _is_meant(mention: Mention, question: str) -> bool:
     if re.search(r"\b(?:yes|no) (?:and|or) $", before, re.I) or re.match(r" (?:and|or) (?:yes|no)\b", after, re.I):
         return False
     if word.casefold() in ("yes", "no") and not asks_for_a_word(question):
-        return bool(ended or (begins and not re.match(r"\s+(?:one|idea|information|evidence|data|clue|way)\b", after)))
+        then = re.match(r"\s+(\w+)", after)  # "No it is not", but not "No idea" or "No comment"
+        said = then and (then[1].casefold() in _SUBJECTS or re.search(rf"\b{then[1]}\b", question, re.I))
+        return bool(ended or (begins and (said or word.casefold() == "yes")))
     if quoted or not re.search(r"\w", before + after):
         return True
     if not begins:

@@ -100,8 +100,11 @@ def _initial(before: str) -> bool:
 
 
 def _with_items(text: str, sentences: Sequence[Span]) -> Span:
-    """The first of the sentences, and where it is an item of a list, the items that follow it."""
+    """The first of the sentences, and where it is an item of a list, the items that follow it; "No." alone is told with
+    the sentence that follows ("I am not sure.")."""
     (start, end), *rest = sentences
+    if rest and _words(text[start:end]) <= {"yes", "no"}:
+        end = rest[0][1]
     last = text[start:end].strip("\n").rpartition("\n")[2]
     if _ITEM.match(last):
         for item, stop in rest:

@@ -137,7 +137,7 @@ def _token(match: "re.Match[str]") -> Token:
     key = unicodedata.normalize("NFKC", text.casefold()).replace("'", "")
     # Turkish: İ is i, and what a capital I or ı is depends on the language.
     key = "and" if key == "&" else key.replace("i\u0307", "i").replace("ı", "i")
-    return Token(key, text, start, end)
+    return Token(key, text, start, end if match["initials"] else start + len(text))
 
 
 def _value(text: str) -> Fraction | None:
