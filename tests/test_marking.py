@@ -451,6 +451,7 @@ def test_a_question_may_hold_a_negation() -> None:
         ("seven", "seven or eight"),
         ("Paris", "Paris or Lyon|Lyon or Paris|Paris, Lyon or Nice|Lyon, Nice, or Paris|Either Paris or Lyon."),
         ("Paris", "Paris/Lyon|Paris, or maybe Lyon|It could be Lyon or in Paris.|Paris, possibly Lyon|Paris oder Lyon"),
+        ("Ben & Jerry's", "Ben & Jerry's or another"),
         ("The Crocodile", 'The Bear or "The Crocodile"|"The Crocodile" or "The Bear"'),
         ("Paris", "1. Paris\n2. Lyon\n3. Nice|- Lyon\n- Paris|Some are:\n\n* Paris\n* Lyon"),
         ("Au", "Au or Ag|Au/Ag|Au, Ag, Cu|Ag and Au"),

@@ -99,7 +99,7 @@ def _spans(text: str, found: Sequence[Token], answer: str, given: Collection[str
     for i in range(len(found) - len(wanted) + 1) if wanted else ():
         run = found[i : i + len(wanted)]
         if _same(run, wanted, text, question):
-            closing = re.search(r"[^\w\s]*$", answer)[0]  # type: ignore[index]  # Who's Afraid of Virginia Woolf?
+            closing = re.search(r"(?:'s)?[^\w\s]*$", answer)[0]  # type: ignore[index]  # Who's Afraid of Virginia Woolf?
             yield run[0].start, run[-1].end + len(closing) * text.startswith(closing, run[-1].end)
 
 
