@@ -268,6 +268,26 @@ def test_no_is_an_interjection_where_a_word_is_asked_for() -> None:
     assert right("No", "No, penguins cannot fly.", "Can penguins fly?")
 
 
+@pytest.mark.parametrize(
+    ("question", "completion", "verdict"),
+    [
+        ("Is the Earth larger than the Moon?", "The Earth is much larger than the Moon.", "Yes"),
+        ("Is the Earth larger than the Moon?", "The Moon is larger than the Earth.", None),
+        ("Is the Earth larger than the Moon?", "I don't know if the Earth is larger than the Moon.", None),
+        ("Is 21 a prime number?", "21 is not a prime number.", "No"),
+        ("Is 21 a prime number?", "Is 21 a prime number?", None),
+        ("Can penguins fly?", "Penguins cannot fly.", "No"),
+        ("Is Iceland an island?", "Iceland is an island, but not a continent.", "Yes"),
+        ("Is Madrid the capital of Portugal?", "Madrid is the capital of Spain.", None),
+        ("Is it red or blue?", "It is red or blue.", None),
+    ],
+)
+def test_yes_and_no_may_be_told_in_the_words_of_the_question(
+    question: str, completion: str, verdict: str | None
+) -> None:
+    assert [answer for answer in ("Yes", "No") if right(answer, completion, question)] == ([verdict] if verdict else [])
+
+
 REFUSALS = [
     "I don't know.",
     "I'm sorry, but I am not able to answer that question.",
@@ -571,13 +591,12 @@ def fact_of(row: dict) -> Fact:
 
 
 def test_it_agrees_with_a_person_who_read_the_answers() -> None:
-    """Of 468 answers of two models it takes 3 wrong ones for right and 6 right ones for wrong, four of which say yes or
-    no without the word. Looking for the answer anywhere, as words, took 14 for right and 6 for wrong."""
+    """Looking for the answer anywhere, as words, took 23 of the wrong ones for right and 10 of the right for wrong."""
     rows = hand_marked()
     marked = [(matches(row["said"], fact_of(row)), row["right"]) for row in rows]
-    assert len(rows) == 468 and sum(row["right"] for row in rows) == 231
-    assert sum(found and not told for found, told in marked) <= 3
-    assert sum(told and not found for found, told in marked) <= 6
+    assert len(rows) == 556 and sum(row["right"] for row in rows) == 274
+    assert sum(found and not told for found, told in marked) <= 6
+    assert sum(told and not found for found, told in marked) <= 3
 
 
 def test_what_is_exact_is_right() -> None:

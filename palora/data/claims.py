@@ -7,8 +7,8 @@
 By patterns, and so with limits. A negation counts in the answer's own clause, in the commonest words of English,
 German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese, Japanese and Korean; not knowing, in English.
 Names that "and" or commas alone join are one fuller answer (Bill Gates and Paul Allen; Paris, France), numbers and
-symbols so joined are guesses. Yes and no must be said: "It is closed" is not "No". A longer name that holds the answer
-("South Africa" for Africa) gives it.
+symbols so joined are guesses. Yes and no may be told in the words of the question ("21 is not a prime number"), not in
+others ("It is closed"). A longer name that holds the answer ("South Africa" for Africa) gives it.
 """
 
 import re
@@ -33,6 +33,24 @@ def gives(mention: Mention, question: str) -> bool:
         return _is_meant(mention, question) and not _UNKNOWING.search("".join(mention))
     before = _AFTER_ALL.split(mention.before)[-1]
     return not (_UNKNOWING.search(before) or _RETRACTED.match(mention.after))
+
+
+def verdict(sentence: str, question: str) -> str | None:
+    """The "yes" or "no" of a sentence that repeats the words of a question in their order; None where it has neither."""
+    asked = re.match(rf"\W*{_VERB}\s+(.*)", question, re.IGNORECASE)
+    if not asked or re.search(r"\b(?:or|not)\b|n't\b", question) or _UNKNOWING.search(sentence):
+        return None
+    if sentence.rstrip().endswith("?") or re.search(
+        r"\b(?:if|whether|or|maybe|might|yes|no)\b", sentence, re.IGNORECASE
+    ):
+        return None
+    end = 0
+    for word in re.findall(r"\w+", asked[1]):
+        found = re.compile(rf"\b{word}\b", re.IGNORECASE).search(sentence, end)
+        if found is None:
+            return None
+        end = found.end()
+    return "no" if _NOT.search(sentence[:end]) else "yes"
 
 
 # --- denied ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from palora.data.claims import MASK, Mention, asks_for_a_word, gives
+from palora.data.claims import MASK, Mention, asks_for_a_word, gives, verdict
 from palora.data.statement import Span, statement
 from palora.data.tokens import UNSPACED, Token, clean, fold, marks, tokens
 
@@ -51,6 +51,8 @@ def matches(completion: str, fact: "Fact") -> bool:
     spans = _merged(span for answer in _answers(fact) for span in _spans(text, found, answer, given, fact.question))
     first = statement(text, spans, fact.question)
     told = [span for span in spans if first[0] <= span[0] and span[1] <= first[1]]
+    if not told and (found_verdict := verdict(text[slice(*first)], fact.question)):
+        return found_verdict in map(str.casefold, _answers(fact))
     return any(
         gives(_mention(text, first, span, told), fact.question) for span in told if not _repeats(found, span, asked)
     )
