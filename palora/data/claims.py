@@ -36,7 +36,7 @@ def gives(mention: Mention, question: str) -> bool:
 
 
 def verdict(sentence: str, question: str) -> str | None:
-    """The "yes" or "no" of a sentence that repeats the words of a question in their order; None where it has neither."""
+    """The "yes" or "no" of a sentence that repeats the words of a question in their order; None where it has none."""
     asked = re.match(rf"\W*{_VERB}\s+(.*)", question, re.IGNORECASE)
     if not asked or re.search(r"\b(?:or|not)\b|n't\b", question) or _UNKNOWING.search(sentence):
         return None
