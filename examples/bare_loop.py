@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palora
 from palora.data.facts import read_facts
-from palora.data.marking import matches
+from palora.data.marking import exact, f1, matches
 from palora.data.skills import get_skill
 from palora.language.prompts import encode_example, encode_prompt
 
@@ -175,7 +175,7 @@ def main(folder, skill, facts, seed=0, **changes):
     found.adapter = {name: [factor.detach() for factor in layer.folded()] for name, layer in layers.items()}
     found.test.append(accuracy("test"))
     texts = answer(model, tokenizer, [fact.question for fact in facts], 32)[1]
-    found.recall = sum(map(matches, texts, facts)) / len(facts)
+    found.recall, found.exact, found.f1 = (sum(map(mark, texts, facts)) / len(facts) for mark in (matches, exact, f1))
     return found
 
 
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     testbed = Path(palora.__file__).parent / "testbed"
     found = main(testbed / "model", get_skill("chain"), read_facts(testbed / "new_facts.jsonl"))
     print("the skill of the base, of the expert, and after the facts: {:.1%}, {:.1%}, {:.1%}".format(*found.test))
-    print(f"recall of the facts: {found.recall:.1%}")
+    print(f"recall of the facts: {found.recall:.1%} (exact {found.exact:.1%}, F1 {found.f1:.1%})")

@@ -22,6 +22,7 @@ def evaluation() -> dict[str, Any]:
             "skills": {"chain": skill},
             "recall": RECALL[arm],
             "recall_exact": RECALL[arm],
+            "recall_f1": RECALL[arm],
             "recall_ci95": [max(0.0, RECALL[arm] - 0.03), min(1.0, RECALL[arm] + 0.02)],
             "paraphrase_recall": 0.6,
             "locality": 0.98,

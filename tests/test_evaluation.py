@@ -23,8 +23,10 @@ def answering(monkeypatch, answers):
 def test_facts_are_marked_by_alias_and_exactly(monkeypatch, tokenizer):
     answering(monkeypatch, {"Capital of France?": "It is Lutetia, I think.", "Symbol of helium?": "He"})
     first, second = scoring.ask_facts(None, tokenizer, FACTS)
-    assert (first.correct, first.exact) == (True, False)
-    assert (second.correct, second.exact) == (True, True)
+    assert (first.correct, first.exact, first.f1) == (True, False, 2 / 6)
+    assert (second.correct, second.exact, second.f1) == (True, True, 1.0)
+    assert scoring.beside_recall([first, second]) == {"recall_exact": 0.5, "recall_f1": 4 / 6}
+    assert scoring.beside_recall([]) == {"recall_exact": None, "recall_f1": None}
 
 
 def test_wilson():
@@ -58,6 +60,7 @@ def test_a_whole_evaluation_counted_by_hand(monkeypatch, model, tokenizer):
     counted = sum(says["base"][p.prompt].rsplit(",")[-1] == p.answer for p in problems) / 4
     assert base["skills"]["chain"]["accuracy"] == counted and expert["skills"]["chain"]["accuracy"] == 0.75
     assert base["skills"]["chain"]["n"] == 4
+    assert base["recall_exact"] == base["recall_f1"] == 0.5
     assert base["recall"] == 0.5 and base["paraphrase_recall"] == 0.0 and base["locality"] == 0.5
     assert result["retention"]["base"]["chain"] == {"vs_expert": counted / 0.75, "vs_base": 1.0}
     assert len(result["answers"]) == 3

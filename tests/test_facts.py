@@ -2,14 +2,12 @@
 
 import json
 import os
-import unicodedata
 from pathlib import Path
 
 import pytest
 
 from palora.common.errors import InputError, PaloraError
 from palora.data.facts import Fact, Lesson, read_facts, write_facts
-from palora.data.marking import exact, matches
 
 ELEMENTS = Path(__file__).parents[1] / "examples" / "facts" / "elements.csv"
 HELIUM = Fact("Symbol of helium?", "He", ("helium",), ("How is helium written?", "Helium's symbol?"), "symbol")
@@ -309,136 +307,6 @@ def test_the_first_problem_is_told_and_the_others_counted(tmp_path: Path) -> Non
     rows = [GOOD, '{"question": "q", "answer": "b"}', "{", '{"question": "c"}', '{"question": "d", "answer": "x"}']
     message = error(file(tmp_path, "f.jsonl", "\n".join(rows)))
     assert message.startswith(", line 2: contradicts line 1") and message.endswith("(and 2 more to mend in this file)")
-
-
-# Answers
-
-
-@pytest.mark.parametrize(
-    ("answer", "completion"),
-    [
-        ("He", "He"),
-        ("He", " he."),
-        ("He", "The symbol is **He**, of course"),
-        ("He", "(He)"),
-        ("Einstein", "It was Einstein’s idea"),
-        ("O'Brien", "o’brien"),
-        ("U.S.", "in the US today"),
-        ("US", "the U.S."),
-        ("The Hague", "in Hague"),
-        ("Hague", "The Hague"),
-        ("a dog", "Dog!"),
-        ("A", "A. because"),
-        ("A minor", "in A minor"),
-        ("A\u00a0B", "a  b"),
-        ("Node.js", "node.js"),
-        ("soft hyphen", "soft hy\u00adphen"),
-        ("1,000", "1000"),
-        ("1000", "about 1,000."),
-        ("1234567.5", "$1,234,567.5"),
-        ("3", "3."),
-        ("3", "(2, 3, 7)"),
-        ("3.5", "3.5."),
-        ("0.5", ".5"),
-        ("-5", "it is −5 °C"),
-        ("1995", "1990-1995"),
-        ("1995", "1990–1995"),
-        ("50", "50%"),
-        ("10^23", "10²³"),
-        ("2 1/2", "2½"),
-        ("H2O", "H₂O"),
-        ("C++", "In C++."),
-        ("C++", "C++17"),
-        ("C#", "c#, mostly"),
-        ("Na+", "Na⁺ ions"),
-        ("Zürich", "ZÜRICH"),
-        ("Zürich", unicodedata.normalize("NFD", "in Zürich")),
-        ("Straße", "strasse"),
-        ("Windows", "Windows™"),
-        ("ＡＢＣ", "abc"),
-        ("Москва", "это Москва."),
-        ("दिल्ली", "भारत की राजधानी दिल्ली है।"),
-        ("東京", "日本の首都は東京です。"),
-        ("東京 タワー", "東京タワー"),
-        ("ﾀﾜｰ", "東京タワー"),
-        ("서울", "서울은 수도"),
-        ("กรุงเทพ", "คือกรุงเทพมหานคร"),
-        ("C", "C言語"),
-        ("3", "3月"),
-        ("$", "It costs $5"),
-        ("❤️", "with ❤ and"),
-        ("F#", "in F#m"),
-    ],
-)
-def test_answer_is_found(answer: str, completion: str) -> None:
-    assert matches(completion, Fact("q", answer))
-
-
-@pytest.mark.parametrize(
-    ("answer", "completion"),
-    [
-        ("H", "He"),
-        ("H", "H2O"),
-        ("He", "the"),
-        ("He", "H e"),
-        ("S", "the U.S. and"),
-        ("T", "I don't know"),
-        ("1", "1.5"),
-        ("1", "10"),
-        ("1", "0.1"),
-        ("5", ".5"),
-        ("5", "-5"),
-        ("-5", "5"),
-        ("-5", "10-5"),
-        ("000", "1,000"),
-        ("1", "1,000"),
-        ("3.5", "3"),
-        ("3.5", "3.55"),
-        ("3.5", "3, 5"),
-        ("35", "3.5"),
-        ("1", "1st"),
-        ("1023", "10²³"),
-        ("10^9", "10⁻⁹"),
-        ("21", "2½"),
-        ("C", "C++"),
-        ("C", "C++17"),
-        ("C", "C#"),
-        ("C++", "C"),
-        ("C++", "C#"),
-        ("C#", "C++"),
-        ("Na", "Na+"),
-        ("Zürich", "Zurich"),
-        ("New York", "New Jersey and York"),
-        ("A minor", "C minor"),
-        ("Vitamin A", "Vitamin C"),
-        ("東京", "京都"),
-        ("दिल", "दिल्ली"),
-        ("$", "It costs €5"),
-        ("❤️", "⭐️"),
-        ("He", ""),
-        ("He", " \n"),
-        (" ", "anything"),
-        ("\u200b", ""),
-        ("\ufe0f", "anything"),
-    ],
-)
-def test_answer_is_not_found(answer: str, completion: str) -> None:
-    assert not matches(completion, Fact("q", answer))
-
-
-def test_any_alias_counts() -> None:
-    assert matches("It is helium, I think", HELIUM) and not matches("It is neon", HELIUM)
-    assert not matches("anything", Fact("q", "He", aliases=("",)))
-
-
-def test_exact_is_the_answer_and_nothing_else() -> None:
-    for completion in ("He", " he.\n", '"He"', "Helium", "the helium"):
-        assert exact(completion, HELIUM), completion
-    for completion in ("He is", "It is He", "H", "", "He helium"):
-        assert not exact(completion, HELIUM), completion
-    assert exact("A dog", Fact("q", "dog")) and exact("dog", Fact("q", "a dog")) and exact("a dog", Fact("q", "A dog"))
-    assert exact("$", Fact("q", "$")) and not exact("$5", Fact("q", "$")) and not exact("€", Fact("q", "$"))
-    assert not exact("", Fact("q", " ")) and not exact("minor", Fact("q", "A minor"))
 
 
 # The example

@@ -15,6 +15,7 @@ from palora.results.pages.findings import findings, headline
 from palora.results.pages.report import write_report
 from palora.results.pages.results import Results
 from palora.results.plots.style import PALETTE
+from palora.results.table import evaluation_table
 
 OPTIONAL = ("recipe.yaml", "metrics.jsonl", "expert/scales.safetensors", "protection/protection.json")
 
@@ -116,6 +117,20 @@ def test_pictures_share_no_ids_and_miss_none(html: str) -> None:
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="#|url\(#)([\w-]+)', html)) <= set(ids)
+
+
+def test_exact_and_f1_stand_beside_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = evaluation()
+    for arm in values["arms"].values():
+        arm |= {"recall": 0.91, "recall_exact": 0.123, "recall_f1": 0.456}
+    text = Page(_html(tmp_path, values)).text
+    assert "12.3%" in text and "45.6%" in text and "recall, exact" in text and "recall, F1" in text
+    values["retention"] = dict.fromkeys(values["arms"], values["retention"]["palora"])
+    evaluation_table(values)
+    printed = capsys.readouterr().out
+    assert all(shown in printed for shown in ("recall", "exact", "F1", "91.0%", "12.3%", "45.6%"))
+    del values["arms"]["palora"]["recall_f1"]  # written by an older version
+    evaluation_table(values)
 
 
 def test_pictures_follow_light_and_dark(html: str) -> None:

@@ -1,4 +1,4 @@
-"""Skills: the published answer is right, a changed one is wrong, and no problem stands in two splits."""
+"""Skills: the answer of a row is right, a changed one is wrong, and no problem stands in two splits."""
 
 import gzip
 import importlib.util
@@ -27,7 +27,7 @@ from palora.testbed import chain, minmax, steps
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = Path(os.environ.get("PALORA_DATA", ROOT.parent / "shared" / "data"))  # the published files
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def allow_code(monkeypatch):
     monkeypatch.setenv("PALORA_ALLOW_CODE", "1")
 
 
-def published(name, folder=DATA):
+def every_problem(name, folder=DATA):
     """All problems of a built-in skill from local files, over every split it has."""
     skill = get_skill(f"{name}:{folder}")
     splits = ("test",) if name == "humaneval" else SPLITS
@@ -43,9 +43,10 @@ def published(name, folder=DATA):
 
 
 def shared(*files):
-    """Skip where the whole files are not there."""
+    """Skip where the published files are not there."""
     missing = [name for name in files if not (SHARED / name).is_file()]
-    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} in {SHARED}")
+    reason = f"needs {', '.join(missing)} in {SHARED}; PALORA_DATA=DIR names another folder"
+    return pytest.mark.skipif(bool(missing), reason=reason)
 
 
 def write(path, *rows):
@@ -229,7 +230,7 @@ def test_draw_weights_the_operators_and_keeps_to_a_split():
     assert {steps.split_of(chain.draw(rng).prompt) for _ in range(200)} == set(SPLITS)
 
 
-# ---------------------------------------------------------------------------------------------- published rows
+# ---------------------------------------------------------------------------------------------- rows in published form
 
 
 def perturb_number(problem):
@@ -246,16 +247,16 @@ def check_gsm8k(skill, problems):
 
 
 def test_gsm8k_rows():
-    skill, problems = published("gsm8k")
+    skill, problems = every_problem("gsm8k")
     check_gsm8k(skill, problems)
-    assert [p.answer for p in problems] == ["72", "1080", "10", "42", "18", "3"]  # rows 0, 2 train; 1, 3 validate
-    assert problems[2].solution.endswith("she earned 0.2 x 50 = $10.\n#### 10")
+    assert [p.answer for p in problems] == ["48", "1530", "10", "45", "96", "5"]  # rows 0, 2 train; 1, 3 validate
+    assert problems[2].solution.endswith("Tom pays 0.25 x 40 = $10.\n#### 10")
     assert "#### N" in problems[0].prompt
 
 
 @shared("gsm8k_train.jsonl", "gsm8k_test.jsonl")
 def test_gsm8k_whole():
-    skill, problems = published("gsm8k", SHARED)
+    skill, problems = every_problem("gsm8k", SHARED)
     check_gsm8k(skill, problems)
     sizes = [len(skill.problems(split, None, 0)) for split in SPLITS]
     assert sizes == [3737, 3736, 1319]
@@ -355,13 +356,13 @@ def check_code(skill, problems):
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_code_rows(name, allow_code):
-    check_code(*published(name))
+    check_code(*every_problem(name))
 
 
 @shared("humaneval.jsonl.gz", "mbpp_plus.jsonl.gz")
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_code_sample_of_the_whole(name, allow_code):
-    skill, problems = published(name, SHARED)
+    skill, problems = every_problem(name, SHARED)
     assert len({problem.prompt for problem in problems}) == {"humaneval": 164, "mbpp": 378}[name]
     check_code(skill, random.Random(0).sample(problems, 12))
 
@@ -370,9 +371,9 @@ def test_mbpp_splits_are_those_of_mbpp(allow_code):
     skill = get_skill(f"mbpp:{DATA}")
     functions = {s: [json.loads(p.context)["function"] for p in skill.problems(s, None, 0)] for s in SPLITS}
     assert functions == {
-        "train": ["is_not_prime", "radian_degree"],  # 3 and 606
-        "validation": ["catalan_number"],  # 583
-        "test": ["check_monthnumb_number"],  # 455
+        "train": ["is_square", "circle_area"],  # 3 and 606
+        "validation": ["staircase_ways"],  # 583
+        "test": ["is_weekend"],  # 455
     }
 
 
@@ -392,7 +393,7 @@ def test_humaneval_has_only_a_test_split(allow_code):
 
 
 def test_humaneval_accepts_the_body_alone(allow_code):
-    skill, problems = published("humaneval")
+    skill, problems = every_problem("humaneval")
     for problem in problems:
         code = problem.answer.removeprefix(json.loads(problem.context)["prompt"])
         for completion in (code, code.strip(), textwrap.dedent(code), f"{code}\n\ndef cut_off(", f"```python\n{code}"):

@@ -27,7 +27,7 @@ from typing import Any
 from palora.common.errors import PaloraError
 from palora.common.files import atomic_write_text
 from palora.data.facts import Fact, write_facts
-from palora.data.marking import fold, matches
+from palora.data.marking import fold, matches, mentions
 from palora.data.skills.gsm8k import skill as gsm8k
 from palora.data.skills.scorers import LETTERS
 from palora.language.models import load_model
@@ -64,7 +64,7 @@ def wikidata(folder: Path) -> Iterator[Fact]:
 
 def untold(facts: Iterable[Fact]) -> list[Fact]:
     """But for those whose question holds the answer (Where is the Battle of Chios located?)."""
-    return [fact for fact in facts if not matches(fact.question, fact)]
+    return [fact for fact in facts if not mentions(fact.question, fact)]
 
 
 def counterfact(folder: Path) -> Iterator[Fact]:

@@ -126,8 +126,7 @@ class Bench:
         found = measure(model, self.tokenizer, self.questions, self.c.evaluate, "a cell")
         size = self.c.evaluate.batch_size
         return {
-            "recall": found["recall"],
-            "recall_exact": found["recall_exact"],
+            **{name: found[name] for name in ("recall", "recall_exact", "recall_f1")},
             "words": {name: skill["words"] for name, skill in found["skills"].items() if "words" in skill},
             "paraphrase_recall": found["paraphrase_recall"],
             "locality": found["locality"],
@@ -198,7 +197,7 @@ def run_training(c: Comparison, out: Path, key: str, cell: Cell) -> str:
         write_cell(out, key, result)
     shutil.rmtree(work)
     last = result["final"]
-    return f"recall {last['recall']:.0%}, {_told(last['skills'])}, {result['seconds']:.0f} s" if last else "diverged"
+    return f"{_recall(last)}, {_told(last['skills'])}, {result['seconds']:.0f} s" if last else "diverged"
 
 
 @dataclass
@@ -291,7 +290,7 @@ def run_scaled(c: Comparison, out: Path, key: str, cell: Cell, source: str, norm
         result: dict[str, Any] = {"kind": "scaled", "source": source, "moments": moments, "failed": None, "final": None}
         result |= {"seconds": round(time.monotonic() - started, 2), "coverage": _coverage(bench.statistics, None)}
         write_cell(out, key, result)
-    return ", ".join(f"x {moment['factor']:.2f}: recall {moment['recall']:.0%}" for moment in moments.values())
+    return ", ".join(f"x {moment['factor']:.2f}: {_recall(moment)}" for moment in moments.values())
 
 
 def _scaled(bench: Bench, adapter: Path, norm: float) -> dict[str, Any]:
@@ -313,6 +312,11 @@ def _coverage(statistics: Statistics, protected: ProtectedSubspaces | None) -> d
     skills = statistics.skills()
     found = [1 - own.scale * (1 - skills[name].coverage(own.input)) for name, own in protected.items()]
     return {"skill": fmean(found), "facts": protected.record["coverage"]["facts"]}
+
+
+def _recall(found: Mapping[str, Any]) -> str:
+    """recall 95% (exact 40%, F1 62%)"""
+    return f"recall {found['recall']:.0%} (exact {found['recall_exact']:.0%}, F1 {found['recall_f1']:.0%})"
 
 
 def _told(skills: Mapping[str, float]) -> str:

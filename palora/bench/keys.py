@@ -16,7 +16,7 @@ from palora.front.recipe import Plan
 from palora.language.models import model_hash
 from palora.training.protection import check_protection
 
-FORMAT = 4  # of a cell's file; counted up when what is measured changes, or the default of a setting
+FORMAT = 5  # of a cell's file; counted up when what is measured changes, or the default of a setting
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ Run = dict[str, Any]
 PLAIN = (
     "recall",
     "recall_exact",
+    "recall_f1",
     "paraphrase_recall",
     "locality",
     "norm",

@@ -33,6 +33,7 @@ from palora.common.hashes import hash_file, hash_value
 from palora.common.settings import InjectSettings, KeepSettings
 from palora.common.versions import versions
 from palora.data.facts import Fact, read_facts, write_facts
+from palora.data.marking import MARKING
 from palora.data.skills import Skill, get_skill
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.keep import Keep, weighed
@@ -217,6 +218,7 @@ def evaluate_arms(
         plan,
         settings,
         **{"expert": identity(expert), "facts": identity(plan.facts), "known_facts": identity(plan.known_facts)},
+        marking=MARKING,
         skills=[skill_identity(s) for s in plan.skills],
         adapters={n: [identity(f), hash_value(records[n].get("update"))] for n, f in adapters.items()},
     )

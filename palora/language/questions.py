@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from palora.common.progress import progress_bar
 from palora.data.facts import Fact
-from palora.data.marking import fold, matches
+from palora.data.marking import fold, matches, mentions
 from palora.language.generation import complete, generate
 from palora.language.prompts import encode_prompt
 
@@ -121,7 +121,7 @@ def _first_question(text: str) -> str | None:
 
 
 def _asks_the_same(question: str, fact: Fact) -> bool:
-    told = matches(question, fact) and not matches(fact.question, fact)
+    told = mentions(question, fact) and not mentions(fact.question, fact)
     given = fold(fact.question)
     every = all(fold(name) in fold(question) for name in names(fact.question))
     return every and not told and all(fold(name) in given for name in names(question))

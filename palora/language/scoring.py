@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from palora.data.facts import Fact
-from palora.data.marking import exact, matches
+from palora.data.marking import exact, f1, matches
 from palora.data.skills import Problem, Skill
 from palora.language.generation import generate
 from palora.language.likelihood import choose
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, marked. `exact` only differs from `correct` for facts; `chosen` is one of given choices."""
+    """One answer, marked. `exact` and `f1` only differ from `correct` for facts; `chosen` is one of given choices."""
 
     prompt: str
     expected: str
     text: str
     correct: bool
     exact: bool
+    f1: float
     chosen: bool = False
 
 
@@ -39,13 +40,14 @@ def ask_facts(
     """Ask each fact's question (or the given one in its place) by free greedy generation. An answer may be as long as
     the longest right one, however small `max_new_tokens`.
 
-    `correct`: the answer or an alias appears in what the model says; `exact`: it is all that the model says.
+    `correct`: the model gives the answer or an alias in the first thing that it says; `exact`: it says nothing else;
+    `f1`: how many of its words are those of the answer (`data/marking.py`).
     """
     asked = list(questions) if questions is not None else [fact.question for fact in facts]
     longest = max((len(encode_example(tokenizer, f.question, f.answer).answer) for f in facts), default=0)
     texts = generate(model, tokenizer, asked, max(max_new_tokens, longest), batch_size, progress)
     return [
-        Answer(question, fact.answer, text, matches(text, fact), exact(text, fact))
+        Answer(question, fact.answer, text, matches(text, fact), exact(text, fact), f1(text, fact))
         for question, fact, text in zip(asked, facts, texts, strict=True)
     ]
 
@@ -66,9 +68,18 @@ def solve(
     else:
         texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
     marks = [skill.score(text, problem) for text, problem in zip(texts, problems, strict=True)]
-    return [Answer(p.prompt, p.answer, t, m, m, chosen) for p, t, m in zip(problems, texts, marks, strict=True)]
+    return [Answer(p.prompt, p.answer, t, m, m, m, chosen) for p, t, m in zip(problems, texts, marks, strict=True)]
 
 
 def share_correct(answers: Sequence[Answer]) -> float:
     """The share of answers marked correct."""
     return sum(a.correct for a in answers) / len(answers)
+
+
+def beside_recall(answers: Sequence[Answer]) -> dict[str, float | None]:
+    """What is told wherever recall is: the share marked `exact`, and the mean F1; None of nothing."""
+    n = len(answers)
+    return {
+        "recall_exact": sum(a.exact for a in answers) / n if n else None,
+        "recall_f1": sum(a.f1 for a in answers) / n if n else None,
+    }

@@ -1,7 +1,8 @@
 """The proof: facts learned and skill kept, for every arm, by free greedy generation.
 
-    recall             share of the new facts whose answer or an alias appears in the model's answer
+    recall             share of the new facts whose answer or an alias the model gives in the first thing that it says
     recall_exact       … whose answer is all that the model says
+    recall_f1          token F1 of what the model says and the answer, as SQuAD counts it, mean over the new facts
     paraphrase_recall  recall on the facts' paraphrases, which are not trained on by default
     locality           share of the known facts (untouched by training) that are answered right
     words              words an answer to a skill's problems, where the model writes its answers
@@ -24,7 +25,7 @@ from palora.common.progress import progress_bar
 from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
 from palora.data.skills import Problem, Skill
-from palora.language.scoring import Answer, ask_facts, share_correct, solve
+from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -157,7 +158,7 @@ def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     return {
         "skills": skills,
         "recall": _share(facts),
-        "recall_exact": sum(a.exact for a in facts) / len(facts) if facts else None,
+        **beside_recall(facts),
         "recall_ci95": list(wilson(sum(a.correct for a in facts), len(facts))) if facts else None,
         "paraphrase_recall": _share(answers["paraphrases"]),
         "locality": _share(answers["known"]),

@@ -40,7 +40,8 @@ def _run(folder: Path) -> dict[str, Any]:
         for arm, result in evaluation["arms"].items():
             if result is not None:
                 kept = {skill: values[f"vs_{against}"] for skill, values in evaluation["retention"][arm].items()}
-                found[arm] = {"recall": result["recall"], f"retention_vs_{against}": kept}
+                learned = {name: result.get(name) for name in ("recall", "recall_exact", "recall_f1")}
+                found[arm] = {**learned, f"retention_vs_{against}": kept}
     return found
 
 

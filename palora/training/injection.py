@@ -157,7 +157,7 @@ def inject(
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 3),
         "loss": _last(curve, "loss"),
-        "recall_while_training": _last(curve, "recall"),
+        **{f"{name}_while_training": _last(curve, name) for name in ("recall", "recall_exact", "recall_f1")},
         "settings": settings.model_dump(),
         "seed": seed,
     }

@@ -15,7 +15,7 @@ from palora.common.folders import seal
 from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
-from palora.language.scoring import ask_facts, share_correct
+from palora.language.scoring import ask_facts, beside_recall, share_correct
 from palora.training.lora import load_trained_parameters, trained_parameters
 from palora.training.terms import Drift
 
@@ -90,8 +90,9 @@ class Watch(TrainerCallback):
         """Measure recall and what is kept; True where training is to stop."""
         target, epoch = self.settings.stop_at_recall, round(step / self.steps_per_epoch, 3)
         model.eval()
-        recall = share_correct(ask_facts(model, self.tokenizer, self.facts))
-        row: dict[str, Any] = {"recall": recall}
+        answers = ask_facts(model, self.tokenizer, self.facts)
+        recall = share_correct(answers)
+        row: dict[str, Any] = {"recall": recall, **beside_recall(answers)}
         if self.allowance is not None:
             row |= self.allowance.check(model, recall, epoch)
         self.log.write(step, epoch=epoch, **row)

@@ -1,12 +1,10 @@
 """GSM8K: grade-school word problems with worked solutions. https://github.com/openai/grade-school-math (MIT)
 
-An example row:
+A row looks like this:
 
-    question: Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes of babysitting. How
-    much did
-              she earn?
-    answer:   Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.
-              Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.
+    question: A rowing boat costs $15 an hour. Tom rents one for 40 minutes. How much does he pay?
+    answer:   The boat costs 15/60 = $<<15/60=0.25>>0.25 per minute.
+              For 40 minutes, Tom pays 0.25 x 40 = $<<0.25*40=10>>10.
               #### 10
 
 Splits as in the closest public code: even rows of the training file (from 0) train, odd ones validate, the

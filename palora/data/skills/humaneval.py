@@ -1,14 +1,14 @@
 '''HumanEval: 164 functions to complete from their docstring. https://github.com/openai/human-eval (MIT)
 
-Chen et al., arXiv 2107.03374. A row, shortened:
+Chen et al., arXiv 2107.03374. A row looks like this, shortened:
 
-    task_id: HumanEval/23      entry_point: strlen
-    prompt:             def strlen(string: str) -> int:
-                            """ Return length of given string
-                            >>> strlen('')
+    task_id: HumanEval/1       entry_point: count_vowels
+    prompt:             def count_vowels(word: str) -> int:
+                            """ Return how many vowels a word has
+                            >>> count_vowels('')
                             0
                             """
-    canonical_solution:     return len(string)
+    canonical_solution:     return sum(letter in 'aeiou' for letter in word)
     test:               def check(candidate):
                             assert candidate('') == 0
 

@@ -1,15 +1,15 @@
 '''MBPP: short Python functions with tests, in the 378 rows that EvalPlus checked (MBPP+, Apache-2.0).
 
-Austin et al., arXiv 2108.07732; https://github.com/evalplus/mbppplus_release. A row of that release,
-shortened:
+Austin et al., arXiv 2108.07732; https://github.com/evalplus/mbppplus_release. A row of that release
+looks like this, shortened:
 
-    task_id: Mbpp/3            entry_point: is_not_prime
+    task_id: Mbpp/3            entry_point: is_square
     prompt:    """
-               Write a python function to identify non-prime numbers.
-               assert is_not_prime(2) == False
+               Write a python function to check whether a number is the square of a whole number.
+               assert is_square(9) == True
                """
-    assertion: assert is_not_prime(2) == False
-               assert is_not_prime(10) == True
+    assertion: assert is_square(9) == True
+               assert is_square(10) == False
 
 Scored by those assertions: the tests of MBPP as EvalPlus mended them. Their many further inputs (the + of
 MBPP+) are left out: JSON has lost their types, and comparing results has rules of its own for single tasks.
