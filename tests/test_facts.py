@@ -490,3 +490,17 @@ def test_elements_suit_a_small_model_with_characters_as_tokens() -> None:
         assert 1 <= len(fact.paraphrases) <= 2
         assert all(len(phrasing) <= 80 for phrasing in (fact.question, *fact.paraphrases))
         assert len({fact.question, *fact.paraphrases}) == 1 + len(fact.paraphrases)
+
+
+# Facts that have changed
+
+
+def test_the_old_answer_of_a_fact(tmp_path: Path) -> None:
+    fact = Fact("Capital of Kazakhstan?", "Astana", replaces="Nur-Sultan")
+    write_facts(tmp_path / "f.jsonl", [fact])
+    assert read_facts(tmp_path / "f.jsonl") == [fact] and fact.replaced == Fact(fact.question, "Nur-Sultan")
+    text = "question,answer,replaces\nCapital of Kazakhstan?,Astana,Nur-Sultan\nWho?,Ada,\n"
+    assert read_facts(file(tmp_path, "f.csv", text)) == [fact, Fact("Who?", "Ada")]
+    assert ", line 2: replaces is the answer itself, 'astana'" in error(
+        file(tmp_path, "g.csv", "question,answer,replaces\nq,Astana,astana\n")
+    )

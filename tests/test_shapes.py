@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from palora.common.errors import InputError
-from palora.data import facts
+from palora.common.progress import say_once
 from palora.data.facts import Fact, read_facts
 from palora.data.templates import read_templates, relation_words, templates_text
 
@@ -102,7 +102,7 @@ def test_a_form_is_recognised_and_said(
 ) -> None:
     caplog.set_level(logging.INFO, "palora")
     path = written(tmp_path, row)
-    facts._say.cache_clear()
+    say_once.cache_clear()
     assert read_facts(path) == [fact] == read_facts(path)
     assert [record.message.startswith(f"{path}: ") and said in record.message for record in caplog.records] == [True]
 

@@ -18,7 +18,6 @@ Columns of other names are mapped (`sources.py`), other forms are recognised (`s
 
 import datetime
 import json
-import logging
 import math
 import os
 import re
@@ -26,20 +25,18 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
 from palora.common.errors import InputError
 from palora.common.files import atomic_file
+from palora.common.progress import say_once
 from palora.data.marking import exact, fold
 from palora.data.shapes import KNOWN, PLAIN, Shape, quoted, shape_of, unknown
 from palora.data.sources import Given, Source, sources
 from palora.data.tables import Problem, Row, read_table
 from palora.data.templates import read_templates
-
-log = logging.getLogger("palora")
 
 LONGEST = 100_000  # characters of a text: no model is taught a book by one question
 
@@ -138,7 +135,7 @@ def read_facts(given: Given) -> list[Fact]:
             wrong = "there are no facts in it; write one a row, with a question and an answer"
             raise InputError(f"{reading.source.file}: {wrong}")
     if len(readings) == 1:
-        _say(readings[0].source.file, readings[0].said)
+        say_once(readings[0].source.file, readings[0].said)
         return readings[0].facts
     facts = [fact for reading in readings for fact in reading.facts]
     if found := conflicts(facts):
@@ -148,7 +145,7 @@ def read_facts(given: Given) -> list[Fact]:
         asked = f"{does} {places[first.earlier]}: {quoted(first.phrasing)}"
         raise InputError(f"{places[first.later]}: {asked}; give one of the two files without it{_more(found)}")
     for reading in readings:
-        _say(reading.source.file, reading.said)
+        say_once(reading.source.file, reading.said)
     return facts
 
 
@@ -289,12 +286,6 @@ def _refuse(reading: Reading, problems: list[tuple[int, str]]) -> None:
 
 def _more(problems: Sequence[object]) -> str:
     return f" (and {len(problems) - 1} more to mend in this file)" if len(problems) > 1 else ""
-
-
-@lru_cache(maxsize=256)  # a run reads its facts many times, and says this once
-def _say(file: str, said: str) -> None:
-    if said:
-        log.info("%s: %s", file, said)
 
 
 # A row

@@ -280,12 +280,12 @@ def evaluate_arms(
 
 def load_keep(plan: Plan, examples: int) -> Keep | None:
     """What a plan wants kept, at most `examples` rows of each; None where nothing is named. Raises InputError."""
-    known = plan.kept_facts or plan.known_facts
+    known = _known(plan, plan.kept_facts or plan.known_facts)
     if not (plan.skills or known or plan.text or plan.prompts):
         return None
     return Keep(
         get_skills(plan.skills),
-        _known(plan, known),
+        known,
         read_lines(plan.text) if plan.text else (),
         read_lines(plan.prompts) if plan.prompts else (),
         examples,

@@ -18,17 +18,15 @@ from 0 without blank lines: even rows train; of the odd ones 1, 5, 9, ... valida
 stand in the file only once, so the splits are disjoint.
 """
 
-import logging
 from pathlib import Path
 
 from palora.common.errors import InputError
+from palora.common.progress import say_once
 from palora.data.skills.base import SPLITS, Problem, Skill, Split, check_request, take
 from palora.data.skills.math import require_math_verify
 from palora.data.skills.numbers import parse_number
 from palora.data.skills.rows import Row, read_jsonl
 from palora.data.skills.scorers import LETTERS, SCORERS
-
-log = logging.getLogger("palora")
 
 MAX_NEW_TOKENS = 512
 
@@ -85,7 +83,7 @@ def _scorer_of(rows: list[Row], path: Path) -> str:
     named = [row for row in rows if row.fields.get("scorer") is not None]
     if not named:
         scorer = _fitting(rows)
-        log.info("%s: no scorer is named, so '%s' marks it; there are %s", path, scorer, ", ".join(SCORERS))
+        say_once(str(path), f"no scorer is named, so '{scorer}' marks it; there are {', '.join(SCORERS)}")
         return scorer
     name = named[0].text("scorer")
     for row in rows:
