@@ -107,6 +107,16 @@ def test_a_form_is_recognised_and_said(
     assert [record.message.startswith(f"{path}: ") and said in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("answers", [["Ada", "A. L."], {"value": "Ada", "aliases": ["A. L.", "Ada"]}])
+def test_several_answers_in_the_column_of_one(tmp_path: Path, answers: object) -> None:
+    path = written(tmp_path, {"question": "Who?", "answer": answers})
+    with pytest.raises(
+        InputError, match=r"the answer must be text, .* several right answers: --columns answers=answer"
+    ):
+        read_facts(path)
+    assert read_facts({"file": str(path), "answers": "answer"}) == [Fact("Who?", "Ada", ("A. L.",))]
+
+
 def test_our_own_form_needs_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "palora")
     read_facts(written(tmp_path, {"question": "q", "answer": "a", "subject": "s", "relation": "r", "object": "o"}))

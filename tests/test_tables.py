@@ -83,6 +83,7 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
     wrong = error(path)
     assert "line 1: no column question and answer among ['Nr', 'Frage', 'Antwort', 'Auch']" in wrong
     assert "--columns question=QUESTIONS_COLUMN,answer=ANSWERS_COLUMN" in wrong
+    assert wrong.endswith("the first row must name the columns")
     named = {"file": str(path), "question": "Frage", "answer": "antwort", "aliases": "Auch"}
     assert read_facts(named) == [Fact("Wer?", "Ada", ("A. L.", "Lovelace"))]
     assert "no column 'Farge', which is to be the question, among ['Nr', 'Frage'" in error(

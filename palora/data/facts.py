@@ -163,7 +163,8 @@ def read(source: Source) -> Reading:
         try:
             shape = shape_of(table.columns, source.columns, templates, table.cells)
             if shape is None and table.columns:
-                raise unknown(table.columns, source.columns)
+                hint = "; the first row must name the columns" if table.header else ""
+                raise Problem(f"{unknown(table.columns, source.columns)}{hint}")
         except Problem as problem:
             return Reading(source, [], [], [(table.header, str(problem))], table.unit)
         table.needed = list(shape.columns.values()) if shape else None
@@ -335,7 +336,10 @@ def _text(row: Row, name: str) -> str:
     if not isinstance(value, str):
         value = _written(value)
         if value is None:
-            raise Problem(f"the {name} must be text, not {quoted(row[name])}; put it in quotes")
+            wrong = f"the {name} must be text, not {quoted(row[name])}"
+            several = name == "answer" and isinstance(row[name], list | dict)
+            mend = "if these are several right answers: --columns answers=answer" if several else "put it in quotes"
+            raise Problem(f"{wrong}; {mend}")
     if not value.isprintable():
         value = _clean(value, name)
     value = value.strip()

@@ -120,9 +120,10 @@ def _same(row: Row, _: Templates) -> Row:
 
 
 def _several(row: Row, _: Templates) -> Row:
-    """SQuAD: `answers` is {"text": [...]}, a list of texts, or a list of {"text": ...}."""
+    """`answers`: {"text": [...]} (SQuAD), {"value", "aliases"} (TriviaQA), a list of texts, or of {"text": ...}."""
     found = _structure(row.pop("answers", None))
-    found = found.get("text", found.get("aliases")) if isinstance(found, dict) else found
+    if isinstance(found, dict):
+        found = found["text"] if "text" in found else [found.get("value"), *(found.get("aliases") or [])]
     listed = found if isinstance(found, list) else [found]
     texts = [one.get("text") if isinstance(one, dict) else one for one in listed]
     first, *others = dict.fromkeys(text for text in texts if isinstance(text, str)) or [None]

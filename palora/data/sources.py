@@ -18,7 +18,7 @@ from palora.common.hashes import hash_file, hash_value
 
 # What a column can be called in a recipe, and with --columns.
 BESIDE = ("aliases", "paraphrases", "category", "teach", "replaces")  # what any form of facts may have
-COLUMNS = ("question", "answer", *BESIDE, "subject", "relation", "object", "statement")
+COLUMNS = ("question", "answer", "answers", *BESIDE, "subject", "relation", "object", "statement")
 
 Given = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]
 
