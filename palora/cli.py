@@ -25,7 +25,7 @@ from palora.common.settings import (
     InjectSettings,
     ProtectSettings,
 )
-from palora.front.options import Option, command, options, plan_of, settings_of
+from palora.front.options import FACTS, SCORER, Option, command, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
 app = typer.Typer(
@@ -180,11 +180,12 @@ def evaluate(
 
 
 _OF_STAGE: dict[Callable[..., None], list[Option]] = {
-    expert: [*options(Plan, only=(*MODEL, "skills")), *options(ExpertSettings, "expert")],
-    protect: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *options(ProtectSettings, "protect")],
-    inject: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *options(InjectSettings, "inject")],
+    expert: [*options(Plan, only=(*MODEL, "skills")), SCORER, *options(ExpertSettings, "expert")],
+    protect: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(ProtectSettings, "protect")],
+    inject: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(InjectSettings, "inject")],
     evaluate: [
         *options(Plan, only=("model", "dtype", "device", "seed", "skills", "facts", "known_facts")),
+        *(*FACTS, SCORER),
         *options(EvaluateSettings, "evaluate"),
     ],
 }
@@ -212,9 +213,69 @@ def rephrase(
     _show({"facts": str(out), "taught": rephrase_facts(plan, out)}, as_json)
 
 
+FactFile = Annotated[str, typer.Argument(metavar="FILE", help="The facts: a file, a folder or a hub name.")]
+
+
+def check(
+    given: Any,
+    file: FactFile,
+    fix: Annotated[
+        str | None, typer.Option("--fix", help="Write those that can be taught to a new file: merge, first or drop.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="That file, *.jsonl. Default: FILE.fixed.jsonl.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List all that is wrong or odd with facts, by its row: repeated ones, several answers to a question, empty or long
+    ones. --fix writes a new file in which no two ask the same: merge joins their answers, first keeps the first, drop
+    keeps none that contradict each other. FILE stays as it is."""
+    from palora.front.fact_files import check_file, check_text
+
+    found = check_file(_facts_of(file, given), fix, out)  # type: ignore[arg-type]
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else check_text(found))
+
+
+def classify(
+    given: Any,
+    file: FactFile,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write in. Default: that of FILE.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the model every fact in several ways, greedily and sampled, and write three files: those it never answers
+    right (unknown: to be taught), sometimes (maybe), always (known: to be kept)."""
+    plan = plan_of(None, {_FACTS: file} | given, needs=("model", "facts"))
+    from palora.front.fact_files import classify_file
+
+    _show(classify_file(plan, out), as_json)
+
+
+def templates(
+    given: Any,
+    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="A file of triples.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A YAML file to write, to be changed.")] = None,
+) -> None:
+    """Show the questions that triples are asked by; of a file of triples, those of its relations. Change them, and give
+    them back with --templates."""
+    from palora.front.fact_files import templates_of
+
+    named = _facts_of(file, {o: v for o, v in given.items() if o.flag != "--templates"}) if file else None
+    text = templates_of(named, next((v for o, v in given.items() if o.flag == "--templates"), None), out)
+    print(f"templates            {out}" if out else text.rstrip())
+
+
+def _facts_of(file: str, given: Any) -> Any:
+    """A file of facts with its options, as a recipe has it."""
+    return plan_of(None, {_FACTS: file} | given, needs=("facts",)).facts
+
+
+_FACTS = next(options(Plan, only=("facts",)))
 _WORDS = ("targets_by", "wordings", "samples")
+facts.command()(command(check, FACTS))
+facts.command()(command(classify, [*options(Plan, only=("model", "dtype", "device", "seed")), *FACTS]))
+facts.command()(command(templates, FACTS))
 facts.command()(
-    command(rephrase, [*options(Plan, only=(*MODEL[:-1], "facts")), *options(InjectSettings, "inject", only=_WORDS)])
+    command(
+        rephrase, [*options(Plan, only=(*MODEL[:-1], "facts")), *FACTS, *options(InjectSettings, "inject", only=_WORDS)]
+    )
 )
 
 

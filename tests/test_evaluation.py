@@ -87,3 +87,28 @@ def test_a_model_is_loaded_when_it_is_needed_and_not_before(tmp_path, model, tok
     assert evaluate([base], asked, EvaluateSettings(), work=tmp_path, identity="x") == first and len(loads) == 1
     evaluate([base], asked, EvaluateSettings(), work=tmp_path, identity="y")
     assert len(loads) == 2
+
+
+def test_an_updated_fact_is_recall_of_the_new_and_silence_of_the_old(monkeypatch, tokenizer):
+    facts = [
+        Fact("Capital of Kazakhstan?", "Astana", replaces="Nur-Sultan", paraphrases=("Where is its government?",)),
+        Fact("Seat of the firm?", "New York City", replaces="New York"),
+        Fact("Its head?", "Ada", replaces="Bob"),
+        Fact("Symbol of helium?", "He"),
+    ]
+    says = {
+        "Capital of Kazakhstan?": "Astana",
+        "Where is its government?": "In Nur-Sultan",
+        "Seat of the firm?": "New York City",  # which holds the old answer, and is the new one
+        "Its head?": "Bob",
+        "Symbol of helium?": "Bob",
+    }
+    answering(monkeypatch, says)
+    arm = evaluation.measure(None, tokenizer, Questions({}, facts), EvaluateSettings(), "base")
+    assert arm["n_updated"] == 3 and arm["updated_recall"] == pytest.approx(2 / 3)
+    assert arm["old_answer"] == pytest.approx(1 / 3) and arm["old_answer_paraphrased"] == 1.0
+    answering(monkeypatch, says | {"Seat of the firm?": "New York"})
+    arm = evaluation.measure(None, tokenizer, Questions({}, facts), EvaluateSettings(), "base")
+    assert arm["old_answer"] == pytest.approx(2 / 3)
+    none = evaluation.measure(None, tokenizer, Questions({}, facts[3:]), EvaluateSettings(), "base")
+    assert none["n_updated"] == 0 and none["updated_recall"] is None and none["old_answer"] is None

@@ -146,7 +146,7 @@ def test_missing_file_folder_and_suffix(tmp_path: Path) -> None:
     assert error(tmp_path / "none.jsonl").startswith(": no such file")
     (tmp_path / "folder.csv").mkdir()
     assert error(tmp_path / "folder.csv").startswith(": this is a folder")
-    assert ".jsonl, .csv or .parquet" in error(file(tmp_path, "facts.json", "[]"))
+    assert ".jsonl, .csv or .parquet" in error(file(tmp_path, "facts.doc", "[]"))
     assert ".jsonl, .csv or .parquet" in error(file(tmp_path, "facts", "[]"))
     assert "Not a directory" in error(tmp_path / "facts" / "below.csv")
 
@@ -179,7 +179,8 @@ def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
         message = error(file(tmp_path, name, head + "Z\u00fcrich".encode("latin-1")))
         assert message.startswith(f", line 2: byte {len(head) + 2} of the file (0xfc) is not UTF-8")
         assert "save the file as UTF-8" in message
-    assert ", line 1: byte 1 " in error(file(tmp_path, "f.csv", "question,answer\na,b\n".encode("utf-16")))
+    cut = "question,answer\na,b\n".encode("utf-16")[:-1]
+    assert error(file(tmp_path, "f.csv", cut)) == ": not UTF-16, as its first bytes say; save the file as UTF-8"
 
 
 GOOD = '{"question": "q", "answer": "a"}'
@@ -251,8 +252,11 @@ def test_bad_list_in_csv(tmp_path: Path) -> None:
 
 
 def test_missing_and_doubled_columns(tmp_path: Path) -> None:
-    message = error(file(tmp_path, "f.csv", "\nquestion;answer\na;b\n"))
-    assert message.startswith(", line 2: no column question and answer among ['question;answer']")
+    message = error(file(tmp_path, "f.csv", "\nFrage;Antwort\na;b\n"))
+    assert message.startswith(", line 2: no column question and answer among ['Frage', 'Antwort']")
+    assert (
+        "--columns question=Frage,answer=Antwort (in a recipe {file: …, question: Frage, answer: Antwort})" in message
+    )
     assert error(file(tmp_path, "f.csv", "question,anwser\na,b\n")).startswith(", line 1: no column answer among")
     assert "answer appears twice" in error(file(tmp_path, "f.csv", "question,answer,answer\na,b,c\n"))
     assert error(parquet(tmp_path, {"answer": ["a"]})).startswith(": no column question among ['answer']")
@@ -354,3 +358,17 @@ def test_elements_suit_a_small_model_with_characters_as_tokens() -> None:
         assert 1 <= len(fact.paraphrases) <= 2
         assert all(len(phrasing) <= 80 for phrasing in (fact.question, *fact.paraphrases))
         assert len({fact.question, *fact.paraphrases}) == 1 + len(fact.paraphrases)
+
+
+# Facts that have changed
+
+
+def test_the_old_answer_of_a_fact(tmp_path: Path) -> None:
+    fact = Fact("Capital of Kazakhstan?", "Astana", replaces="Nur-Sultan")
+    write_facts(tmp_path / "f.jsonl", [fact])
+    assert read_facts(tmp_path / "f.jsonl") == [fact] and fact.replaced == Fact(fact.question, "Nur-Sultan")
+    text = "question,answer,replaces\nCapital of Kazakhstan?,Astana,Nur-Sultan\nWho?,Ada,\n"
+    assert read_facts(file(tmp_path, "f.csv", text)) == [fact, Fact("Who?", "Ada")]
+    assert ", line 2: replaces is the answer itself, 'astana'" in error(
+        file(tmp_path, "g.csv", "question,answer,replaces\nq,Astana,astana\n")
+    )

@@ -1,5 +1,6 @@
 """The one configuration: shipped recipes load, overrides work, mistakes are named."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,45 @@ def test_what_cannot_be_extended(tmp_path, text, message):
     (tmp_path / "self.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         load_recipe(tmp_path / "self.yaml")
+
+
+# Facts with columns of their own, and several files
+
+
+def test_facts_name_their_columns(tmp_path):
+    (tmp_path / "f.csv").write_text("Frage;Antwort\nWer?;Ada\n")
+    (tmp_path / "t.yaml").write_text("{}")
+    (tmp_path / "r.yaml").write_text(
+        "model: m\nskills: [chain]\nfacts: {file: f.csv, question: Frage, answer: Antwort, templates: t.yaml}\n"
+        "kept_facts: [f.csv, {file: f.csv, answer: Antwort}, other.jsonl]\n"
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    here = str(tmp_path / "f.csv")
+    templates = str(tmp_path / "t.yaml")
+    assert recipe.facts == {"file": here, "templates": templates, "question": "Frage", "answer": "Antwort"}
+    assert recipe.kept_facts == [here, {"file": here, "answer": "Antwort"}, "other.jsonl"]
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    plain = load_recipe(tmp_path / "r.yaml", ["facts=f.csv", "facts.question=Frage"])
+    assert plain.facts == {"file": "f.csv", "question": "Frage"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"question": "Frage"}, "facts: name the file of these columns"),
+        ({"file": "f.csv", "frage": "Frage"}, "facts: there is no 'frage'; there are file, templates, question"),
+        ({"file": "f.csv", "question": 1}, "facts: question must be a name, not 1"),
+        ([], "facts: name at least one file"),
+        (5, "facts: 5 names no facts; write a path, or"),
+        (None, "facts: is missing"),
+    ],
+)
+def test_facts_that_name_nothing(facts, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse_recipe(MINIMAL | {"facts": facts})
+
+
+def test_a_skill_with_its_scorer_is_taken_from_beside_the_recipe(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}")
+    (tmp_path / "r.yaml").write_text("model: m\nskills: ['mine.jsonl#number', chain]\nfacts: f.jsonl\n")
+    assert load_recipe(tmp_path / "r.yaml").skills == [f"{tmp_path / 'mine.jsonl'}#number", "chain"]

@@ -518,10 +518,30 @@ def test_the_scorer_of_a_file(tmp_path):
     skill = get_skill(f"{path}#number")
     problem = skill.problems("test", None, 0)[0]
     assert skill.score("I say 3.0", problem) and not skill.score("I say 4", problem)
-    with pytest.raises(InputError, match=r"line 1: no field 'scorer'"):
-        get_skill(str(path))
     with pytest.raises(InputError, match="exact, contains, number, choice, likelihood, math"):
         get_skill(f"{path}#regex")
+
+
+@pytest.mark.parametrize(
+    ("answers", "right", "wrong"),
+    [
+        ([1, "2.5", "1,000", "-4"], "So it is 1.", "So it is 2."),  # numbers
+        (["a", "B", "c", "D"], "The answer is (A).", "The answer is B. A is wrong"),  # letters
+        (["Ada", "Bob", "3", "D"], "It was Ada who did.", "Adam"),  # anything else: the answer in what is said
+    ],
+)
+def test_prompt_and_answer_alone_are_a_skill(tmp_path, caplog, answers, right, wrong):
+    caplog.set_level("INFO", "palora")
+    skill = get_skill(str(write(tmp_path / "mine.jsonl", *({"prompt": f"{a}?", "answer": a} for a in answers))))
+    problem = skill.problems("train", None, 0)[0]
+    assert skill.score(right, problem) and not skill.score(wrong, problem)
+    assert "there are exact, contains, number, choice, likelihood, math" in caplog.text
+
+
+def test_a_scorer_in_some_rows_only_is_refused(tmp_path):
+    path = write(tmp_path / "mine.jsonl", *rows(2), {"prompt": "x?", "answer": "1"})
+    with pytest.raises(InputError, match=r"line 3: no scorer, .* with --scorer: there are exact, contains, number"):
+        get_skill(str(path))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from palora.common.folders import new_folder, seal
 from palora.common.hashes import hash_value
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
+from palora.data.sources import identity as facts_identity
 from palora.front import stages
 from palora.front.recipe import Plan
 from palora.language.models import known_targets, load_model
@@ -49,9 +50,9 @@ def spectrum(
         protected = Path(record["protection"])
     known = stages.sample(read_facts(plan.known_facts), settings.problems) if plan.known_facts else []
     text = stages.read_lines(plan.text) if plan.text else []
-    folders = {"expert": expert, "adapter": adapter, "protection": protected}
-    files = {"known_facts": plan.known_facts, "text": plan.text}
-    identities = {name: stages.identity(path) for name, path in {**folders, **files}.items()}
+    files = {"expert": expert, "adapter": adapter, "protection": protected, "text": plan.text}
+    identities = {name: stages.identity(path) for name, path in files.items()}
+    identities["known_facts"] = facts_identity(plan.known_facts)
     inputs = stages.inputs_of(plan, settings, skill=stages.skill_identity(plan.skills[0]), **identities)
     if stages.done(out, MARKER, inputs):
         result: dict[str, Any] = read_json(out / MARKER, "removals", "matrices")

@@ -1,7 +1,10 @@
-"""One kind of progress bar, on standard error, for everything that takes longer than a moment."""
+"""What is told while work is done: one kind of progress bar, on standard error, for everything that takes longer than a
+moment, and how a file was taken."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 
 @contextmanager
@@ -38,3 +41,10 @@ def progress_bar(label: str, total: int, done: int = 0, transient: bool = False)
         task = bars.add_task(label, total=total, completed=done)
         yield lambda units: bars.advance(task, units)
         bars.update(task, total=bars.tasks[0].completed)  # work that ended early is done
+
+
+@lru_cache(maxsize=256)
+def say_once(file: str, said: str) -> None:
+    """Tell how a file was taken ("": nothing to tell), once a process: a run reads its files many times."""
+    if said:
+        logging.getLogger("palora").info("%s: %s", file, said)

@@ -1,6 +1,6 @@
 """Facts: questions with the answer a model is to learn, read from a file (`marking.py` judges what it says).
 
-A file holds one fact a row, in JSONL, CSV or Parquet:
+A file holds one fact a row, in any of the files of `tables.py`:
 
 | column | |
 |---|---|
@@ -8,28 +8,40 @@ A file holds one fact a row, in JSONL, CSV or Parquet:
 | `aliases` | other right answers, a list |
 | `paraphrases` | other ways to ask, a list |
 | `category` | a label to group results by |
+| `replaces` | the old answer of a fact that has changed: it is measured how often it is still said |
 | `teach` | what is trained in place of question and answer: a list of `{"question", "answer", "how"}` |
 
 `teach` is what `palora facts rephrase` adds, in the model's own words. The answer stays what counts as right. Other
-columns are ignored. A list in a CSV cell is JSON, `["He", "helium"]`, or separated by `|`, `He|helium`.
+columns are ignored. A list in a cell of CSV or Excel is JSON, `["He", "helium"]`, or separated by `|`, `He|helium`.
+Columns of other names are mapped (`sources.py`), other forms are recognised (`shapes.py`).
 """
 
-import csv
-import io
+import datetime
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import re
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from sys import intern
+from typing import NamedTuple
 
 from palora.common.errors import InputError
-from palora.common.files import atomic_write_text
+from palora.common.files import atomic_file
+from palora.common.progress import say_once
 from palora.data.marking import exact, fold
+from palora.data.shapes import KNOWN, PLAIN, Shape, quoted, shape_of, unknown
+from palora.data.sources import Given, Source, sources
+from palora.data.tables import Problem, Row, read_table
+from palora.data.templates import read_templates
+
+LONGEST = 100_000  # characters of a text: no model is taught a book by one question
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Lesson:
     """One way in which a fact is taught: a question, a whole answer, and where that comes from.
 
@@ -42,7 +54,7 @@ class Lesson:
     how: str = "bare"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: a million of them are 170 MB smaller
 class Fact:
     """One thing to know.
 
@@ -53,6 +65,7 @@ class Fact:
         paraphrases: other ways to ask the same question. Default: none.
         category: a label to group results by. Default: none.
         teach: what is trained in place of question and answer. Default: nothing else.
+        replaces: the answer that was right before this one. Default: none.
     """
 
     question: str
@@ -61,61 +74,119 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     category: str | None = None
     teach: tuple[Lesson, ...] = ()
+    replaces: str | None = None
+
+    @property
+    def replaced(self) -> "Fact | None":
+        """The fact as it was before; None where it replaces nothing."""
+        return Fact(self.question, self.replaces) if self.replaces else None
 
 
-_REQUIRED = ("question", "answer")
-_LISTS = ("aliases", "paraphrases")
-_COLUMNS = (*_REQUIRED, *_LISTS, "category", "teach")
+class Conflict(NamedTuple):
+    """A fact that asks what an earlier one asks: with another answer (it contradicts), or the same (it repeats)."""
+
+    later: int
+    earlier: int
+    phrasing: str
+    contradicts: bool
 
 
-class _Problem(Exception):
-    """What is wrong with one row and how to mend it; `read_facts` adds the file and the line."""
-
-
-# The line a row starts on (Parquet: its number; 0: the file as a whole) and the row, or the _Problem with it.
-_Row = tuple[int, object]
-
-
-def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
-    """Read and check a file of facts.
+@dataclass
+class Reading:
+    """What was read from one file.
 
     Args:
-        path: a .jsonl, .csv or .parquet file; text is UTF-8, with or without a byte order mark.
+        facts, numbers: the facts, and the line or row that each starts on.
+        problems: (number, what is wrong and how to mend it) of the other rows; 0 is the file as a whole.
+        unit: what the numbers count.
+        said: how the file was taken, where it is not our own form.
+    """
+
+    source: Source
+    facts: list[Fact]
+    numbers: Sequence[int]
+    problems: list[tuple[int, str]]
+    unit: str
+    said: str = ""
+
+    def where(self, number: int) -> str:
+        """The place of a row, for a message."""
+        return f"{self.source.file}, {self.unit} {number}" if number else self.source.file
+
+
+def read_facts(given: Given) -> list[Fact]:
+    """Read and check facts.
+
+    Args:
+        given: a file (`tables.py` lists the kinds), a mapping of a file and its columns, or a list of these
+            (`sources.py`).
 
     Returns:
-        The facts in the order of the file, at least one.
+        The facts in the order of the files, at least one.
 
     Raises:
-        InputError: the file cannot be read or holds no facts, a row is not a fact, or two rows repeat or
-            contradict each other. One line: the first offending row, the mend, and how many more there are.
+        InputError: a file cannot be read or holds no facts, a row is not a fact, or two rows repeat or contradict each
+            other. One line: the first offending row, the mend, and how many more there are.
     """
-    path = Path(path)
-    data = _read_bytes(path)
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        unit, rows = "row", _parquet_rows(data)
-    elif suffix in (".jsonl", ".csv"):
-        text = _decode(path, data)
-        unit, rows = "line", _csv_rows(text) if suffix == ".csv" else _jsonl_rows(text)
-    else:
-        raise InputError(f"{path}: facts are read from .jsonl, .csv or .parquet; convert and rename this file")
+    readings = [read(source) for source in sources(given)]
+    for reading in readings:
+        _refuse(reading, [*reading.problems, *_conflict_problems(reading)])
+        if not reading.facts:
+            wrong = "there are no facts in it; write one a row, with a question and an answer"
+            raise InputError(f"{reading.source.file}: {wrong}")
+    if len(readings) == 1:
+        say_once(readings[0].source.file, readings[0].said)
+        return readings[0].facts
+    facts = [fact for reading in readings for fact in reading.facts]
+    if found := conflicts(facts):
+        places = [reading.where(number) for reading in readings for number in reading.numbers]
+        first = found[0]
+        does = "contradicts" if first.contradicts else "repeats"
+        asked = f"{does} {places[first.earlier]}: {quoted(first.phrasing)}"
+        raise InputError(f"{places[first.later]}: {asked}; give one of the two files without it{_more(found)}")
+    for reading in readings:
+        say_once(reading.source.file, reading.said)
+    return facts
 
-    facts: list[tuple[int, Fact]] = []
-    problems: list[tuple[int, str]] = []
-    for number, row in rows:
+
+def read(source: Source) -> Reading:
+    """Read one file: its facts, and what is wrong with its other rows; not whether facts repeat each other.
+
+    Raises: InputError where the file cannot be read at all.
+    """
+    templates = read_templates(source.templates)
+    table = read_table(source.file, KNOWN | {name.strip().lower() for name in source.columns.values()})
+    facts: list[Fact] = []
+    numbers, problems = array("I"), []
+    shape: Shape | None = None
+    if table.columns is not None:
         try:
-            facts.append((number, _fact(row)))
-        except _Problem as problem:
+            shape = shape_of(table.columns, source.columns, templates, table.cells)
+            if shape is None and table.columns:
+                hint = "; the first row must name the columns" if table.header else ""
+                raise Problem(f"{unknown(table.columns, source.columns)}{hint}")
+        except Problem as problem:
+            return Reading(source, [], [], [(table.header, str(problem))], table.unit)
+        table.needed = list(shape.columns.values()) if shape else None
+    taken = shape
+    for number, row in table.rows:
+        try:
+            if isinstance(row, Problem):
+                raise row
+            if not isinstance(row, dict):
+                raise Problem(f'write an object {{"question": "...", "answer": "..."}}, not {quoted(row)}')
+            if table.columns is None and (shape is None or not shape.fits(row)):
+                shape = shape_of(list(row), source.columns, templates)
+                if shape is None:
+                    raise unknown(list(row), source.columns, keys=True)
+                taken = taken or shape
+            assert shape is not None
+            facts.append(_fact(row if shape.plain else shape.row(row), table.cells))
+            numbers.append(number)
+        except Problem as problem:
             problems.append((number, str(problem)))
-    problems += _conflicts(facts, unit)
-    if problems:
-        number, text = min(problems)
-        where = f"{path}, {unit} {number}" if number else str(path)
-        more = f" (and {len(problems) - 1} more to mend in this file)" if len(problems) > 1 else ""
-        raise InputError(f"{where}: {text}{more}")
-    if not facts:
-        raise InputError(f"{path}: there are no facts in it; write one a row, with a question and an answer")
-    return [fact for _, fact in facts]
+    said = [taken.form.said] if taken and taken.form is not PLAIN else []
+    return Reading(source, facts, numbers, problems, table.unit, "; ".join([*filter(None, [table.said]), *said]))
 
 
 def write_facts(path: str | os.PathLike[str], facts: Iterable[Fact]) -> None:
@@ -132,187 +203,192 @@ def write_facts(path: str | os.PathLike[str], facts: Iterable[Fact]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".jsonl":
         raise InputError(f"{path}: facts are written as JSONL; name the file *.jsonl")
-    rows = ({name: value for name, value in asdict(fact).items() if value} for fact in facts)
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with atomic_file(path) as file, open(file, "w", encoding="utf-8", newline="\n") as opened:
+        for fact in facts:
+            row = {name: value for name, value in asdict(fact).items() if value}
+            opened.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: this is a folder; name a file of facts in it") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from None
-    if not data:
-        raise InputError(f"{path}: the file is empty; write one fact a row, with a question and an answer")
-    return data
+def besides(facts: Sequence[Fact], new: Collection[Fact]) -> list[Fact]:
+    """The facts whose question is none of the new ones': to keep an answer that is to change would be to fight it."""
+    asked = {question_key(q) for fact in new for q in (fact.question, *fact.paraphrases)}
+    return [fact for fact in facts if question_key(fact.question) not in asked]
 
 
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        wrong = f"byte {error.start + 1} of the file (0x{data[error.start]:02x}) is not UTF-8"
-        raise InputError(f"{path}, line {line}: {wrong}; save the file as UTF-8") from None
+def conflicts(facts: Sequence[Fact]) -> list[Conflict]:
+    """Facts that contradict or repeat an earlier one.
+
+    Asking the same, in the question or a paraphrase, is a contradiction where the answers differ. Where they agree it
+    is a repetition if it is in the question of both: a paraphrase may be a row of its own as well.
+    """
+    phrased: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    found = []
+    for index in _asked_twice(facts):
+        fact = facts[index]
+        for phrasing in (fact.question, *fact.paraphrases):
+            earlier = phrased.setdefault(question_key(phrasing), index)
+            other = facts[earlier]
+            if earlier != index and not exact(fact.answer, other) and not exact(other.answer, fact):
+                found.append(Conflict(index, earlier, phrasing, True))
+                break
+        else:
+            earlier = asked.setdefault(question_key(fact.question), index)
+            if earlier != index:
+                found.append(Conflict(index, earlier, fact.question, False))
+    return found
 
 
-def _jsonl_rows(text: str) -> Iterator[_Row]:
-    # Not splitlines(): a JSON string may hold U+2028 and its like, which end no line in an editor.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                where = f"column {error.colno}"
-                yield number, _Problem(f"not JSON ({error.msg}, {where}); write one object on each line")
+def _asked_twice(facts: Sequence[Fact]) -> list[int]:
+    """Those facts of which a phrasing is in the list twice, by its hash: 12 bytes a phrasing, and not its text."""
+    hashes, owners = array("q"), array("I")
+    for index, fact in enumerate(facts):
+        hashes.append(hash(question_key(fact.question)))
+        owners.append(index)
+        for phrasing in fact.paraphrases:
+            hashes.append(hash(question_key(phrasing)))
+            owners.append(index)
+    twice: set[int] = set()
+    for part in range(16):  # a sixteenth at a time: a set of a million numbers is 100 MB
+        seen: set[int] = set()
+        own = [value for value in hashes if value & 15 == part]
+        if len(set(own)) < len(own):
+            twice.update(value for value in own if value in seen or seen.add(value))  # type: ignore[func-returns-value]
+    return sorted({owner for value, owner in zip(hashes, owners, strict=True) if value in twice}) if twice else []
 
 
-def _csv_rows(text: str) -> Iterator[_Row]:
-    # strict: a quote that is never closed is an error, and does not swallow the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    header: list[str] = []
-    number = 1
-    try:
-        for values in reader:
-            start, number = number, reader.line_num + 1  # a row with line breaks in it is where it starts
-            if not any(value.strip() for value in values):
-                continue
-            if not header:
-                header = [name.strip().lower() for name in values]
-                if problem := _header_problem(header):
-                    yield start, problem
-                    return
-            elif any(value.strip() for value in values[len(header) :]):
-                # Most often an unquoted comma in an answer, of which the rest would be lost.
-                wrong = f"{len(values)} values under {len(header)} columns"
-                yield start, _Problem(f"{wrong}; put a value with a comma in double quotes")
-            else:
-                row: dict[str, object] = dict(zip(header, values, strict=False))
-                yield start, row | {name: _csv_list(str(row[name])) for name in (*_LISTS, "teach") if name in row}
-    except csv.Error as error:
-        yield number, _Problem(f"not CSV ({error}); close every quote, double those within a value")
+def question_key(question: str) -> str:
+    """What two wordings of a question share if they are one: without case, spaces and the sign at the end."""
+    # Signs and digits are kept: questions may differ in nothing else ("C++", "5-3").
+    folded = question.lower() if question.isascii() else fold(question)
+    return " ".join(folded.split()).rstrip(" ?!.:")
 
 
-def _csv_list(cell: str) -> object:
-    cell = cell.strip()
-    if not cell.startswith("["):
-        return [part for part in cell.split("|") if part.strip()]
-    try:
-        return json.loads(cell)
-    except json.JSONDecodeError:
-        return _Problem(f"{_quote(cell)} is not a JSON list; write [...], and what is text in quotes")
+def _conflict_problems(reading: Reading) -> Iterator[tuple[int, str]]:
+    for conflict in conflicts(reading.facts):
+        number, earlier = reading.numbers[conflict.later], reading.numbers[conflict.earlier]
+        yield number, conflict_text(conflict, reading.facts, f"{reading.unit} {earlier}")
 
 
-def _parquet_rows(data: bytes) -> Iterator[_Row]:
-    from pyarrow import ArrowException, BufferReader
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        file = ParquetFile(BufferReader(data))
-        names = file.schema_arrow.names
-        if problem := _header_problem(names):
-            yield 0, problem
-            return
-        rows = file.read(columns=[name for name in _COLUMNS if name in names]).to_pylist()
-    except (ArrowException, OSError, ValueError):
-        yield 0, _Problem("not a readable Parquet file; write it again")
-        return
-    yield from enumerate(rows, start=1)
+def conflict_text(conflict: Conflict, facts: Sequence[Fact], earlier: str) -> str:
+    """What is wrong with two facts, and how to mend it."""
+    asked = quoted(conflict.phrasing)
+    if not conflict.contradicts:
+        return f"repeats {earlier}: {asked}; palora facts check --fix first keeps one"
+    answers = f"{quoted(facts[conflict.earlier].answer)} there, {quoted(facts[conflict.later].answer)} here"
+    return f"contradicts {earlier} on {asked}: {answers}; keep one (palora facts check --fix merge joins them)"
 
 
-def _header_problem(names: list[str]) -> _Problem | None:
-    if missing := [name for name in _REQUIRED if name not in names]:
-        wrong = f"no column {' and '.join(missing)} among {_quote(names)}"
-        return _Problem(f"{wrong}; name the columns question and answer")
-    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
-        return _Problem(f"the column {twice[0]} appears twice; remove or rename one")
-    return None
+def _refuse(reading: Reading, problems: list[tuple[int, str]]) -> None:
+    if problems:
+        number, text = min(problems)
+        raise InputError(f"{reading.where(number)}: {text}{_more(problems)}")
 
 
-def _fact(row: object) -> Fact:
-    """Check one row. Raises _Problem."""
-    if isinstance(row, _Problem):
-        raise row
-    if not isinstance(row, dict):
-        raise _Problem(f'write an object {{"question": "...", "answer": "..."}}, not {_quote(row)}')
-    question, answer, category = (_text(row, name) for name in ("question", "answer", "category"))
+def _more(problems: Sequence[object]) -> str:
+    return f" (and {len(problems) - 1} more to mend in this file)" if len(problems) > 1 else ""
+
+
+# A row
+
+
+def _fact(row: Row, cells: bool) -> Fact:
+    """Check one row. Raises Problem."""
+    question, answer = _text(row, "question"), _answer(_text(row, "answer"), cells)
     for name, value in (("question", question), ("answer", answer)):
         if not value:
-            raise _Problem(f"no {name}; fill it in or delete the row")
-    aliases, paraphrases = (_texts(row, name) for name in _LISTS)
-    return Fact(question, answer, aliases, paraphrases, category or None, _lessons(row))
+            raise Problem(f"no {name}; fill it in (palora facts check --fix first leaves such rows out)")
+    if len(row) == 2:
+        return Fact(question, answer)
+    category, replaces = _text(row, "category"), _answer(_text(row, "replaces"), cells)
+    fact = Fact(
+        question,
+        answer,
+        tuple(_answer(alias, cells) for alias in _texts(row, "aliases")),
+        _texts(row, "paraphrases"),
+        intern(category) if category else None,
+        _lessons(row),
+        replaces or None,
+    )
+    if replaces and exact(replaces, replace(fact, replaces=None)):
+        raise Problem(f"replaces is the answer itself, {quoted(replaces)}; write the old answer there")
+    return fact
 
 
-def _lessons(row: dict[str, object]) -> tuple[Lesson, ...]:
+def _lessons(row: Row) -> tuple[Lesson, ...]:
     values = row.get("teach")
     if values is None:
         return ()
-    if isinstance(values, _Problem):
-        raise _Problem(f"teach: {values}")
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise _Problem(f'teach must be a list of objects, not {_quote(values)}; write [{{"question": …, "answer": …}}]')
+        example = '[{"question": …, "answer": …}]'
+        raise Problem(f"teach must be a list of objects, not {quoted(values)}; write {example}")
     lessons = [Lesson(_text(v, "question"), _text(v, "answer"), _text(v, "how") or "bare") for v in values]
     if not all(lesson.question and lesson.answer for lesson in lessons):
-        raise _Problem("teach: an object without question or answer; fill it in or delete it")
+        raise Problem("teach: an object without question or answer; fill it in")
     return tuple(lessons)
 
 
-def _text(row: dict[str, object], name: str) -> str:
-    """A field as stripped text, "" where it is missing or null; a number is the text it is written as."""
+def _text(row: Row, name: str) -> str:
+    """A field as stripped text, "" where it is missing or null; a number or a date is the text it is written as."""
     value = row.get(name)
     if value is None:
         return ""
-    if type(value) in (int, Decimal) or (isinstance(value, float) and math.isfinite(value)):
-        return str(value)
     if not isinstance(value, str):
-        raise _Problem(f"the {name} must be text, not {_quote(value)}; put it in quotes")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise _Problem(f"half a character (a lone surrogate) in the {name} {_quote(value)}; write it anew")
-    return value.strip()
+        value = _written(value)
+        if value is None:
+            wrong = f"the {name} must be text, not {quoted(row[name])}"
+            several = name == "answer" and isinstance(row[name], list | dict)
+            mend = "if these are several right answers: --columns answers=answer" if several else "put it in quotes"
+            raise Problem(f"{wrong}; {mend}")
+    if not value.isprintable():
+        value = _clean(value, name)
+    value = value.strip()
+    if len(value) > LONGEST:
+        raise Problem(f"the {name} has {len(value):,} characters, and may have {LONGEST:,}; shorten it")
+    if len(value) > _DIGITS and re.search(rf"\d{{{_DIGITS + 1}}}", value):
+        raise Problem(f"a number of more than {_DIGITS:,} digits in the {name}; shorten it")
+    return value
 
 
-def _texts(row: dict[str, object], name: str) -> tuple[str, ...]:
+_DIGITS = 4300  # Python reads no whole number that is longer
+_ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")  # of terminals
+_BREAKS = re.compile(r"\r\n|[\r\x0b\x0c\x85]|_x000D_\n?")  # of Windows, old Macs, Word, mainframes and Excel's XML
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+
+
+def _clean(text: str, name: str) -> str:
+    """A text without what nobody writes: line breaks are \\n, escape sequences and control characters go."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise Problem(f"half a character (a lone surrogate) in the {name} {quoted(text)}; write it anew")
+    return _CONTROL.sub("", _BREAKS.sub("\n", _ESCAPES.sub("", text)))
+
+
+def _written(value: object) -> str | None:
+    """A number or a date as it is written: 1969.0 of a spreadsheet is 1969. None for anything else."""
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        if abs(float(value)) < 1e15 and value == int(value):
+            return str(int(value))
+        return f"{value:.15g}" if isinstance(value, float) else str(value)  # as a spreadsheet shows 0.1 + 0.2
+    if isinstance(value, datetime.datetime):
+        midnight = value.time() == datetime.time()
+        return value.date().isoformat() if midnight else value.isoformat(sep=" ", timespec="auto")
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else None
+
+
+def _answer(text: str, cells: bool) -> str:
+    """An answer in a cell that is a whole number written as 1969.0. Under three digits it may be a version: 3.0."""
+    if cells and text.endswith(".0") and re.fullmatch(r"-?\d{3,}\.0", text):
+        return text[:-2]
+    return text
+
+
+def _texts(row: Row, name: str) -> tuple[str, ...]:
     """A field that is a list of texts, () where it is missing or null."""
     values = row.get(name)
     if values is None:
         return ()
-    if isinstance(values, _Problem):
-        raise _Problem(f"{name}: {values}")
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
-        raise _Problem(f'{name} must be a list of texts, not {_quote(values)}; write ["...", "..."]')
+        raise Problem(f'{name} must be a list of texts, not {quoted(values)}; write ["...", "..."]')
     return tuple(_text({name: value}, name) for value in values)
-
-
-def _conflicts(facts: Iterable[tuple[int, Fact]], unit: str) -> Iterator[tuple[int, str]]:
-    """Rows that contradict or repeat an earlier one, with what is wrong.
-
-    Asking the same, in the question or a paraphrase, is a contradiction where the answers differ. Where they
-    agree it is a repetition if it is in the question of both: a paraphrase may be a row of its own as well.
-    """
-    phrased: dict[str, tuple[int, Fact]] = {}
-    asked: dict[str, int] = {}
-    for number, fact in facts:
-        for phrasing in (fact.question, *fact.paraphrases):
-            earlier, other = phrased.setdefault(_question_key(phrasing), (number, fact))
-            if other is not fact and not exact(fact.answer, other) and not exact(other.answer, fact):
-                wrong = f"contradicts {unit} {earlier} on {_quote(phrasing)}"
-                yield number, f"{wrong}: {_quote(other.answer)} there, {_quote(fact.answer)} here; keep one"
-                break
-        else:
-            earlier = asked.setdefault(_question_key(fact.question), number)
-            if earlier != number:
-                yield number, f"repeats {unit} {earlier}: {_quote(fact.question)}; delete one"
-
-
-def _question_key(question: str) -> str:
-    # Signs and digits are kept: questions may differ in nothing else ("C++", "5-3").
-    return " ".join(fold(question).split()).rstrip(" ?!.:")
-
-
-def _quote(value: object) -> str:
-    """`value` for a message: on one line and not too long."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."

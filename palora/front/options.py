@@ -2,6 +2,7 @@
 
     InjectSettings.learning_rate        ->  --learning-rate, the key inject.learning_rate of a recipe
     ProtectSettings.keep.known_facts    ->  --keep-known-facts, the key protect.keep.known_facts
+    FACTS, SKILLS                       ->  --columns, --templates, --scorer: how a file that is given is read
 
 What is given on the command line changes the values of the recipe, if there is one, as `key=value` does.
 """
@@ -19,6 +20,10 @@ from pydantic.fields import FieldInfo
 from palora.common.errors import InputError
 from palora.common.settings import BUDGET, PRESETS
 from palora.front.recipe import Plan, describe, merged, read_values
+
+_COLUMNS = "the columns of --facts, where they have other names: question=Frage,answer=Antwort"
+_TEMPLATES = "YAML of relation: question for triples; see palora facts templates"
+_SCORER = "what marks the answers of a --skill of your own that names none: number, choice, contains, exact or math"
 
 
 class Option(NamedTuple):
@@ -50,9 +55,22 @@ class Option(NamedTuple):
 
     def value(self, given: Any) -> Any:
         """The value for the recipe; a list is given with commas, but skills by repeating the option."""
+        if self.flag == "--columns":
+            pairs = [part.partition("=") for part in str(given).split(",") if part.strip()]
+            if not pairs or not all(own.strip() and name.strip() for own, _, name in pairs):
+                raise InputError(f"--columns {given}: write OURS=THEIRS with commas, question=Frage,answer=Antwort")
+            return {own.strip(): name.strip() for own, _, name in pairs}
         if _kind(self.field.annotation)[1] and self.flag != "--skill":
             return [part.strip() for part in str(given).split(",") if part.strip()]
         return given
+
+
+# Of the files that are named beside them. In a recipe they are part of the value: {file: F, question: Frage}, F#number.
+FACTS = [
+    Option("--columns", "facts.columns", FieldInfo(annotation=str | None, default=None, description=_COLUMNS)),
+    Option("--templates", "facts.templates", FieldInfo(annotation=str | None, default=None, description=_TEMPLATES)),
+]
+SCORER = Option("--scorer", "scorer", FieldInfo(annotation=str | None, default=None, description=_SCORER))
 
 
 def options(settings: type[BaseModel], prefix: str = "", only: Sequence[str] | None = None) -> Iterator[Option]:
@@ -119,9 +137,16 @@ def plan_of(
         node = values
         *parents, last = option.key.split(".")
         for parent in parents:
-            node[parent] = dict(node.get(parent) or {})
+            known = node.get(parent)
+            if isinstance(known, list):
+                raise InputError(
+                    f"{option.flag} says the columns of one file; write {{file: …, …}} in the recipe's list"
+                )
+            node[parent] = {"file": known} if isinstance(known, str) else dict(known or {})
             node = node[parent]
         node[last] = option.value(value)
+    if scorer := values.pop("scorer", None):
+        values["skills"] = [f"{s}#{scorer}" if _own_file(s) else s for s in values.get("skills") or []]
     for key in needs:
         if not values.get(key):
             flag = _flag(Plan.model_fields[key]) or "--" + key.replace("_", "-")
@@ -140,6 +165,11 @@ def settings_of(kind: type[BaseModel], given: Mapping[Option, Any]) -> Any:
         return kind.model_validate({option.key: option.value(value) for option, value in given.items()})
     except ValidationError as error:
         raise InputError(describe(error, lambda key: flags.get(key.partition(".")[0], key))) from None
+
+
+def _own_file(skill: Any) -> bool:
+    """Whether a skill is a file of one's own that says no scorer."""
+    return isinstance(skill, str) and "#" not in skill and skill.endswith((".jsonl", ".jsonl.gz"))
 
 
 def _flag(field: FieldInfo) -> str | None:

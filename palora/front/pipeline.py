@@ -126,8 +126,9 @@ def check(recipe: Recipe, out: Path) -> None:
     chat = has_chat_template(recipe.model)
     for arm in recipe.trained_arms:
         taught_by(recipe.arm(arm)[1], chat)
-    for file in filter(None, (recipe.facts, recipe.known_facts, recipe.kept_facts)):
-        read_facts(file)
+    for given in (recipe.facts, recipe.known_facts, recipe.kept_facts):
+        if given is not None:
+            read_facts(given)
     for file in filter(None, (recipe.text, recipe.prompts)):
         stages.read_lines(file)
     trained, *others = stages.get_skills(recipe.skills)

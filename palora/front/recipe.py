@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from palora.common.errors import InputError
 from palora.common.settings import (
@@ -22,7 +22,10 @@ from palora.common.settings import (
     ProtectSettings,
     Settings,
 )
+from palora.data.sources import sources
 
+FACTS = ("facts", "known_facts", "kept_facts")
+FactFiles = str | dict[str, str] | list[str | dict[str, str]]  # as `palora.data.sources` reads them
 ARM_NAME = r"\w[\w.-]*"  # it names a folder
 
 
@@ -48,9 +51,11 @@ class Plan(Settings):
         description="a built-in skill, name:DIR with its files, or a JSONL file; the first trains the expert",
         json_schema_extra={"flag": "--skill"},
     )
-    facts: str | None = Field(None, description="the new facts: JSONL, CSV or Parquet with question and answer")
-    known_facts: str | None = Field(None, description="facts the model knows, in the same form")
-    kept_facts: str | None = Field(None, description="known facts to keep; by default known_facts")
+    facts: FactFiles | None = Field(
+        None, description="the new facts: CSV, JSONL, Excel, Parquet, … with question and answer, or a hub name"
+    )
+    known_facts: FactFiles | None = Field(None, description="facts the model knows, in the same form")
+    kept_facts: FactFiles | None = Field(None, description="known facts to keep; by default known_facts")
     text: str | None = Field(None, description="plain text to keep, a passage a line")
     prompts: str | None = Field(None, description="prompts, one a line: what the model answers to them is to be kept")
     expert: ExpertSettings | None = Field(None, description="stage 1; without it the facts go on the model itself")
@@ -65,6 +70,19 @@ class Plan(Settings):
             raise ValueError("names no matrix; leave it out for the MLP matrices")
         return value
 
+    @field_validator(*FACTS, mode="before")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            if cls.model_fields[str(info.field_name)].is_required():
+                raise ValueError("is missing")
+            return None
+        try:
+            named = [source.value for source in sources(value)]
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return named if isinstance(value, list) else named[0]
+
 
 class Recipe(Plan):
     """A whole run: model, skill and facts in; adapter and report out."""
@@ -72,7 +90,7 @@ class Recipe(Plan):
     skills: list[str] = Field(
         min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
     )
-    facts: str = Field(description="JSONL, CSV or Parquet with question and answer")
+    facts: FactFiles = Field(description="a file with question and answer, {file, question, answer, …}, or a list")
     arms: dict[str, ArmSettings | None] = Field(
         default_factory=dict, description="more arms beside base, expert, lora, palora; `lora: null` leaves it out"
     )
@@ -152,12 +170,13 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
-    for key in ("model", "facts", "known_facts", "kept_facts", "text", "prompts"):
+    for key in ("model", *FACTS, "text", "prompts"):
         beside(values, key, path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
-            if isinstance(skill, str) and skill.endswith(".jsonl"):
-                beside(values[key], index, path.parent)
+            file, sign, scorer = skill.partition("#") if isinstance(skill, str) else ("", "", "")
+            if file.endswith(".jsonl") and not Path(file).is_absolute() and (path.parent / file).exists():
+                values[key][index] = f"{path.parent / file}{sign}{scorer}"
     if (other := values.pop("extends", None)) is None:
         return values
     if not isinstance(other, str):
@@ -203,9 +222,16 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def beside(container: Any, key: Any, folder: Path) -> None:
+    """Take a path in a recipe from `folder`, where it exists there; also those of a mapping, or of a list of them."""
     value = container.get(key) if isinstance(container, dict) else container[key]
     if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
         container[key] = str(folder / value)
+    elif isinstance(value, list):
+        for index in range(len(value)):
+            beside(value, index, folder)
+    elif isinstance(value, dict):
+        for name in ("file", "templates"):
+            beside(value, name, folder)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -215,6 +241,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
+        if node is values and parent in FACTS and isinstance(node.get(parent), str):
+            node[parent] = {"file": node[parent]}  # facts.question=Frage
         node[parent] = {} if node.get(parent) is None else node[parent]
         node = node[parent]
         if not isinstance(node, dict):

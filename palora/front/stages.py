@@ -32,9 +32,11 @@ from palora.common.folders import (
 from palora.common.hashes import hash_file, hash_value
 from palora.common.settings import InjectSettings, KeepSettings
 from palora.common.versions import versions
-from palora.data.facts import Fact, read_facts, write_facts
+from palora.data.facts import Fact, besides, read_facts, write_facts
 from palora.data.marking import MARKING
 from palora.data.skills import Skill, get_skill
+from palora.data.sources import Given, files_of
+from palora.data.sources import identity as facts_identity
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.keep import Keep, weighed
 from palora.language.models import fingerprints, known_targets, load_model, model_hash, whole_path
@@ -107,7 +109,7 @@ def protect(plan: Plan, out: Path, expert: Path | None = None, models: Models | 
     settings = plan.protect
     loaded, keep = Expert.load(expert) if expert else None, load_keep(plan, settings.keep.examples)
     new = read_facts(plan.facts) if plan.facts else []
-    made_of = {"expert": identity(expert), "kept": kept_identity(plan), "facts": identity(plan.facts)}
+    made_of = {"expert": identity(expert), "kept": kept_identity(plan), "facts": facts_identity(plan.facts)}
     inputs = inputs_of(plan, settings, **made_of)
     if done(out, PROTECTION, inputs):
         return
@@ -147,7 +149,12 @@ def inject(
     inputs = inputs_of(
         plan,
         settings,
-        **{"facts": identity(plan.facts), "protection": identity(protected), "control": control, "kept": looked_at},
+        **{
+            "facts": facts_identity(plan.facts),
+            "protection": identity(protected),
+            "control": control,
+            "kept": looked_at,
+        },
     )
     if done(out, ADAPTER, inputs):
         return
@@ -180,7 +187,11 @@ def inject(
                 **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
                 "protection": str(protected.resolve()) if protected else None,
                 **{key: rule[key] for key in ("rule", "sides", "budget", "coverage")},
-                "facts": {"file": Path(plan.facts).name, "n": len(new), "taught": taught},
+                "facts": {
+                    "file": ", ".join(Path(f).name for f in files_of(plan.facts)),
+                    "n": len(new),
+                    "taught": taught,
+                },
                 "fingerprints": prints,
                 "update": {"rule": rule["rule"], "loss": settings.added, **update},
                 "training": training,
@@ -213,11 +224,15 @@ def evaluate_arms(
             raise InputError(f"{name!r} cannot be the name of the adapter {folder}: {taken}")
     settings, sources = plan.evaluate, get_skills(plan.skills)
     new = sample(read_facts(plan.facts), settings.facts) if plan.facts else []
-    known = sample(read_facts(plan.known_facts), settings.facts) if plan.known_facts else []
+    known = sample(_known(plan, plan.known_facts), settings.facts)
     inputs = inputs_of(
         plan,
         settings,
-        **{"expert": identity(expert), "facts": identity(plan.facts), "known_facts": identity(plan.known_facts)},
+        **{
+            "expert": identity(expert),
+            "facts": facts_identity(plan.facts),
+            "known_facts": facts_identity(plan.known_facts),
+        },
         marking=MARKING,
         skills=[skill_identity(s) for s in plan.skills],
         adapters={n: [identity(f), hash_value(records[n].get("update"))] for n, f in adapters.items()},
@@ -268,21 +283,36 @@ def evaluate_arms(
 
 def load_keep(plan: Plan, examples: int) -> Keep | None:
     """What a plan wants kept, at most `examples` rows of each; None where nothing is named. Raises InputError."""
-    known = plan.kept_facts or plan.known_facts
+    known = _known(plan, plan.kept_facts or plan.known_facts)
     if not (plan.skills or known or plan.text or plan.prompts):
         return None
     return Keep(
         get_skills(plan.skills),
-        read_facts(known) if known else (),
+        known,
         read_lines(plan.text) if plan.text else (),
         read_lines(plan.prompts) if plan.prompts else (),
         examples,
     )
 
 
+def _known(plan: Plan, given: Given | None) -> list[Fact]:
+    """Known facts, but for those whose question is taught anew: their answer is to change, not to stay."""
+    if given is None:
+        return []
+    known = read_facts(given)
+    rest = besides(known, read_facts(plan.facts)) if plan.facts else known
+    if len(rest) < len(known):
+        left = len(known) - len(rest)
+        log.info(
+            "%s: %d of %d facts are taught anew, and are not kept as they were", *(files_of(given)[0], left, len(known))
+        )
+    return rest
+
+
 def kept_identity(plan: Plan) -> Any:
     """What tells what is to be kept from other things: names, and the content of the files."""
-    files = [identity(f) for f in (plan.kept_facts or plan.known_facts, plan.text, plan.prompts)]
+    facts = facts_identity(plan.kept_facts or plan.known_facts)
+    files = [facts, *(identity(f) for f in (plan.text, plan.prompts))]
     return [[skill_identity(s) for s in plan.skills], files]
 
 

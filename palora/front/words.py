@@ -19,6 +19,7 @@ from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json, write_json
 from palora.common.hashes import hash_file
 from palora.data.facts import read_facts, write_facts
+from palora.data.sources import files_of, identity
 from palora.front import stages
 from palora.front.recipe import Plan
 from palora.language import questions, words
@@ -54,7 +55,9 @@ def wanted(plan: Plan) -> Wanted:
     how = words.taught_by(plan.inject, chat)
     split = plan.known_facts is not None and plan.kept_facts is None and _keeps(plan, "known_facts")
     if split and len(read_facts(plan.known_facts or "")) < 2:
-        raise InputError(f"{plan.known_facts}: one fact cannot be kept and measured; give kept_facts, or more facts")
+        raise InputError(
+            f"{files_of(plan.known_facts)[0]}: one fact cannot be kept and measured; give kept_facts, or more facts"
+        )
     return Wanted(
         how if how in words.WRITTEN else None,
         min(PROMPTS, plan.inject.keep.examples) if chat and plan.prompts is None and _keeps(plan, "prompts") else 0,
@@ -77,7 +80,8 @@ def write_words(plan: Plan, folder: Path, models: stages.Models | None = None, w
     Raises: InputError where a file that was given is one that would be written.
     """
     assert plan.facts is not None
-    for given in filter(None, (plan.facts, plan.known_facts, plan.kept_facts, plan.prompts)):
+    named = [name for given in (plan.facts, plan.known_facts, plan.kept_facts) for name in files_of(given)]
+    for given in filter(None, (*named, plan.prompts)):
         if Path(given).resolve() in [(folder / name).resolve() for name in FILES.values()]:
             raise InputError(f"{given} is written by the run itself; copy it elsewhere, or choose another --out")
     writing = _Writing(plan, plan, wanted(plan) if want is None else want, folder, models or stages.Models())
@@ -119,7 +123,7 @@ class _Writing:
             self.made = self.made.model_copy(update={key: str(path)})
 
     def _made_of(self, *parts: Any) -> dict[str, Any]:
-        facts = [stages.identity(self.plan.facts), self.want.first]
+        facts = [identity(self.plan.facts), self.want.first]
         made_of = stages.inputs_of(self.plan, self.plan.inject, facts=facts, how=list(parts))
         return {key: value for key, value in made_of.items() if key not in ("settings", "targets")}
 
@@ -127,7 +131,7 @@ class _Writing:
         if not self.want.split:
             return
         known = read_facts(self.plan.known_facts or "")
-        made_of = {"known_facts": stages.identity(self.plan.known_facts)}
+        made_of = {"known_facts": identity(self.plan.known_facts)}
         self.file("kept_facts", made_of, lambda path: write_facts(path, known[::3]))
         rest = [fact for i, fact in enumerate(known) if i % 3]
         self.file("known_facts", made_of, lambda path: write_facts(path, rest))

@@ -4,6 +4,8 @@
     recall_exact       … whose answer is all that the model says
     recall_f1          token F1 of what the model says and the answer, as SQuAD counts it, mean over the new facts
     paraphrase_recall  recall on the facts' paraphrases, which are not trained on by default
+    updated_recall     recall on the facts that replace an old answer
+    old_answer         share of these on which the old answer is still said (…_paraphrased: of their paraphrases)
     locality           share of the known facts (untouched by training) that are answered right
     words              words an answer to a skill's problems, where the model writes its answers
     retention          an arm's accuracy on a skill over the expert's (vs_expert) or the base's (vs_base)
@@ -24,6 +26,7 @@ from palora.common.files import read_json, write_json
 from palora.common.progress import progress_bar
 from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
+from palora.data.marking import matches
 from palora.data.skills import Problem, Skill
 from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve
 
@@ -87,7 +90,7 @@ def evaluate(
         for arm, folder in base.adapters.items():
             marked[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
     arms = ["base", "expert", *(order or [arm for base in bases for arm in base.adapters])]
-    results = {name: _summary(marked[name]) if name in marked else None for name in arms}
+    results = {name: _summary(marked[name], questions.facts) if name in marked else None for name in arms}
     return {
         "arms": results,
         "retention": _retention(results),
@@ -99,7 +102,7 @@ def measure(
     model: Any, tokenizer: "PreTrainedTokenizerBase", questions: Questions, settings: EvaluateSettings, arm: str
 ) -> dict[str, Any]:
     """One arm of `evaluation.json`, of a model as it is."""
-    return _summary(_ask(model, tokenizer, questions, settings, arm))
+    return _summary(_ask(model, tokenizer, questions, settings, arm), questions.facts)
 
 
 def _ask(
@@ -141,7 +144,7 @@ def _resumable(
     return answers
 
 
-def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+def _summary(answers: Mapping[str, Sequence[Answer]], asked: Sequence[Fact]) -> dict[str, Any]:
     """One arm of evaluation.json."""
     skills: dict[str, dict[str, Any]] = {}
     for kind, marked in answers.items():
@@ -161,11 +164,38 @@ def _summary(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
         **beside_recall(facts),
         "recall_ci95": list(wilson(sum(a.correct for a in facts), len(facts))) if facts else None,
         "paraphrase_recall": _share(answers["paraphrases"]),
+        **_updated(answers, asked),
         "locality": _share(answers["known"]),
         "n_facts": len(facts),
         "n_paraphrases": len(answers["paraphrases"]),
         "n_known": len(answers["known"]),
     }
+
+
+def _updated(answers: Mapping[str, Sequence[Answer]], asked: Sequence[Fact]) -> dict[str, Any]:
+    """Of the facts that replace an old answer: whether the new one is said, and the old one still is."""
+    facts = [(fact, a) for fact, a in zip(asked, answers["facts"], strict=True) if fact.replaces]
+    phrased = [fact for fact in asked for _ in fact.paraphrases]
+    others = [(fact, a) for fact, a in zip(phrased, answers["paraphrases"], strict=True) if fact.replaces]
+
+    def said(pairs: list[tuple[Fact, Answer]]) -> float | None:
+        return sum(says_old(a.text, fact) for fact, a in pairs) / len(pairs) if pairs else None
+
+    return {
+        "updated_recall": _share([a for _, a in facts]),
+        "old_answer": said(facts),
+        "old_answer_paraphrased": said(others),
+        "n_updated": len(facts),
+    }
+
+
+def says_old(text: str, fact: Fact) -> bool:
+    """Whether the answer that a fact replaces is still said. Where the new answer holds the old one ("New York City",
+    once "New York"), who says the new one has not said the old."""
+    old = fact.replaced
+    if old is None or not matches(text, old):
+        return False
+    return not any(matches(right, old) and matches(text, fact) for right in (fact.answer, *fact.aliases))
 
 
 def _share(answers: Sequence[Answer]) -> float | None:

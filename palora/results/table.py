@@ -13,7 +13,11 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     skills, against = list(next(iter(arms.values()))["skills"]), "expert" if "expert" in arms else "base"
     table = Table(title="Facts learned, skill kept", title_justify="left")
     table.add_column("arm")
-    for heading in ("recall", "exact", "F1", "paraphrases", "known facts"):
+    shares = {"recall": "recall", "exact": "recall_exact", "F1": "recall_f1"}
+    shares |= {"paraphrases": "paraphrase_recall", "known facts": "locality"}
+    if any(arm.get("n_updated") for arm in arms.values()):
+        shares["old answers"] = "old_answer"
+    for heading in shares:
         table.add_column(heading, justify="right")
     for skill in skills:
         table.add_column(skill, justify="right")
@@ -22,8 +26,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for name, arm in arms.items():
         update = evaluation["update"].get(name, {})
-        shown = ("recall", "recall_exact", "recall_f1", "paraphrase_recall", "locality")
-        cells = [percent(arm.get(key)) for key in shown]  # an evaluation of an older version has no F1
+        cells = [percent(arm.get(key)) for key in shares.values()]  # an evaluation of an older version has no F1
         for skill in skills:
             low, high = arm["skills"][skill]["ci95"]
             cells.append(f"{percent(arm['skills'][skill]['accuracy'])} [{low:.0%}, {high:.0%}]")

@@ -3,8 +3,10 @@
     {"prompt": "What is 6 x 7?", "answer": "42", "scorer": "number"}
     {"prompt": "What is 6 x 8?", "answer": "48", "scorer": "number", "solution": "6 x 8 = 48."}
 
-`solution`, a whole right completion, is optional. All rows name the same scorer; `file.jsonl#number` names it
-for all of them. The first row may say `max_new_tokens`, how long an answer may get (512 by default).
+`solution`, a whole right completion, is optional. All rows name the same scorer; `file.jsonl#number` (or `--scorer`)
+names it for all of them. Where nobody does, it follows from the answers: `number` if all are numbers, `choice` if all
+are letters A to E, `likelihood` if there are choices, else `contains`. The first row may say `max_new_tokens`, how long
+an answer may get (512 by default).
 
     {"prompt": "What is a whale?", "answer": "a mammal", "scorer": "likelihood", "choices": ["a fish", "a mammal"]}
 
@@ -19,6 +21,7 @@ stand in the file only once, so the splits are disjoint.
 from pathlib import Path
 
 from palora.common.errors import InputError
+from palora.common.progress import say_once
 from palora.data.skills.base import SPLITS, Problem, Skill, Split, check_request, take
 from palora.data.skills.math import require_math_verify
 from palora.data.skills.numbers import parse_number
@@ -33,13 +36,13 @@ def skill(path: Path, scorer: str | None = None) -> Skill:
 
     Args:
         path: a JSON Lines file, plain or .gz.
-        scorer: a name of `SCORERS`; None: the one the rows name.
+        scorer: a name of `SCORERS`; None: the one the rows name, or one that their answers allow.
 
     Raises:
         InputError: the file or a row is wrong; the message names the file, the line and what to do.
     """
     rows = read_jsonl(path)
-    scorer = scorer or _scorer_of(rows)
+    scorer = scorer or _scorer_of(rows, path)
     if scorer not in SCORERS:
         raise InputError(f"{path}: scorer '{scorer}' is unknown; there are {', '.join(SCORERS)}")
     if scorer == "math":
@@ -75,12 +78,31 @@ def _splits(rows: list[Row]) -> list[str]:
     return [row["split"] for row in rows]
 
 
-def _scorer_of(rows: list[Row]) -> str:
-    name = rows[0].text("scorer")
+def _scorer_of(rows: list[Row], path: Path) -> str:
+    """The scorer that the rows name; where none does, the one that fits their answers."""
+    named = [row for row in rows if row.fields.get("scorer") is not None]
+    if not named:
+        scorer = _fitting(rows)
+        say_once(str(path), f"no scorer is named, so '{scorer}' marks it; there are {', '.join(SCORERS)}")
+        return scorer
+    name = named[0].text("scorer")
     for row in rows:
+        if row.fields.get("scorer") is None:
+            wrong = f"no scorer, where others have '{name}'; name one in every row, in none, or with --scorer"
+            raise InputError(f"{row.where}: {wrong}: there are {', '.join(SCORERS)}")
         if row.text("scorer") != name:
             raise InputError(f"{row.where}: scorer '{row['scorer']}' where the rows before have '{name}'; use one")
     return name
+
+
+def _fitting(rows: list[Row]) -> str:
+    """The scorer that fits the answers of all rows."""
+    if all("choices" in row.fields for row in rows):
+        return "likelihood"
+    answers = [str(row["answer"]).strip() for row in rows]
+    if all(parse_number(answer) is not None for answer in answers):
+        return "number"
+    return "choice" if all(len(a) == 1 and a.upper() in LETTERS for a in answers) else "contains"
 
 
 def _problem(row: Row, scorer: str) -> Problem:

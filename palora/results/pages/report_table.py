@@ -67,8 +67,9 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     totals = [(max((results.measure(arm, key) or 0 for arm in results.arms), default=0), name) for key, name in counts]
     told = ", ".join(f"{total:,.0f} {name}" for total, name in totals if total)
     recall = row("recall", lambda arm: share(results.measure(arm, "recall"), results.recall_interval(arm)))
-    others = {"recall, exact": "recall_exact", "recall, F1": "recall_f1"}
-    others |= {"paraphrase recall": "paraphrase_recall", "locality": "locality"}
+    others = {"recall, exact": "recall_exact", "recall, F1": "recall_f1", "paraphrase recall": "paraphrase_recall"}
+    others |= {"recall, updated facts": "updated_recall", "old answers said": "old_answer"}
+    others |= {"old answers said, paraphrases": "old_answer_paraphrased", "locality": "locality"}
     learned = [row(name, partial(measured, key)) for name, key in others.items()]
     groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
     update = [

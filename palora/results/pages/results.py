@@ -35,7 +35,7 @@ class Results:
         return self.styles[arm].label
 
     def measure(self, arm: str, name: str) -> float | None:
-        """recall, recall_exact, recall_f1, paraphrase_recall, locality, or how many: n_facts, n_known."""
+        """A share, as recall, old_answer or locality (`results/evaluation.py`), or how many: n_facts, n_known."""
         return finite(self._arms.get(arm, {}).get(name))
 
     def recall_interval(self, arm: str) -> tuple[float, float] | None:
