@@ -87,7 +87,9 @@ class Bench:
         self.changes_base = method is not None and c.methods[method].tuner == "corda"
         self.model: PreTrainedModel
         self.tokenizer: PreTrainedTokenizerBase
-        self.model, self.tokenizer = load_model(taught_model(c, out, base, seed), c.dtype, c.device)
+        self.model, self.tokenizer = load_model(
+            taught_model(c, out, base, seed), c.dtype, c.device, chat=c.chat_template_kwargs
+        )
         self.weights = {name: weight(module).clone() for name, module in find_targets(self.model, c.targets).items()}
 
     @cached_property

@@ -59,7 +59,7 @@ def spectrum(
         atomic_write_text(out / "spectrum.html", render(result))
         return result
     started = time.monotonic()
-    model, tokenizer = load_model(plan.model, plan.dtype, plan.device)
+    model, tokenizer = load_model(plan.model, plan.dtype, plan.device, chat=plan.chat_template_kwargs)
     if record and not (loaded and loaded.is_base_of(record)):
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", plan.model)
     beside = Beside(

@@ -107,6 +107,8 @@ def seal(folder: Path, marker: str, record: Mapping[str, Any]) -> None:
 def read_marker(folder: Path, marker: str, *keys: str) -> dict[str, Any]:
     """The record of a folder. Raises InputError where it is damaged, or lacks one of `keys`."""
     record = read_json(Path(folder) / marker, *keys)
+    if not isinstance(record, dict):
+        raise InputError(f"{Path(folder) / marker}: not a JSON object; was it edited?")
     if not isinstance(record.get("files", {}), dict):
         raise InputError(f"{Path(folder) / marker}: 'files' is no object; was it edited?")
     return dict(record)

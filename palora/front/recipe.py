@@ -42,6 +42,9 @@ class Plan(Settings):
     model: str = Field(description="a folder or a hub name")
     dtype: Dtype = Field("auto", description="of the base weights")
     device: str | None = Field(None, description="where to run, cpu or cuda; by default the first GPU, if there is one")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="variables of the chat template (enable_thinking: false); system: a message"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     targets: list[str] | None = Field(
         None, description="endings of the targeted matrices, with commas; the MLP matrices by default"

@@ -70,10 +70,10 @@ class Models:
 
     def load(self, plan: Plan) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model of a plan and its tokenizer, as they were loaded: whoever changes the weights calls `drop`."""
-        key = (plan.model, plan.dtype, str(plan.device))
+        key = (plan.model, plan.dtype, str(plan.device), hash_value(plan.chat_template_kwargs))
         if key not in self._held:
             self.drop()  # two at once may not fit
-            self._held[key] = load_model(plan.model, plan.dtype, plan.device)
+            self._held[key] = load_model(plan.model, plan.dtype, plan.device, chat=plan.chat_template_kwargs)
         return self._held[key]
 
     def drop(self) -> None:
@@ -398,7 +398,7 @@ def _as_before(adapted: Any, model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:
-    Adapter.load(folder)
+    Adapter.load(folder).check_numbers()
     if not (folder / ADAPTER).exists():
         return {}
     record = read_record(folder)
@@ -457,7 +457,14 @@ def provenance(inputs: Mapping[str, Any], started: float) -> dict[str, Any]:
 
 def inputs_of(plan: Plan, settings: Any, **parts: Any) -> dict[str, Any]:
     """What a stage is made from: the model, its settings, and `parts` of its own."""
-    shared = {"model": model_hash(plan.model), "dtype": plan.dtype, "targets": plan.targets, "seed": plan.seed}
+    shared: dict[str, Any] = {
+        "model": model_hash(plan.model),
+        "dtype": plan.dtype,
+        "targets": plan.targets,
+        "seed": plan.seed,
+    }
+    if plan.chat_template_kwargs:
+        shared["chat_template_kwargs"] = plan.chat_template_kwargs
     return {**shared, "settings": settings.identity(), **parts}
 
 

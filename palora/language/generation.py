@@ -1,18 +1,27 @@
 """Free generation in batches: what the model says when nobody holds its hand."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from palora.language.prompts import batches, encode_prompt
+from palora.language.prompts import NEXT, batches, encode_prompt, end_of_turn, without_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 16  # tokens between two looks at which answers have ended
 SHARED = 8  # tokens of a common beginning from which it pays to read it once
+
+
+class Said(NamedTuple):
+    """What a model said, and whether it had ended when it was cut."""
+
+    text: str
+    ended: bool
 
 
 @torch.no_grad()
@@ -50,20 +59,12 @@ def generate_ids(
             ids[row, place], mask[row, place] = torch.tensor(part, dtype=torch.long), 1
     if generator_seed is not None:
         torch.manual_seed(generator_seed)
-    # Every setting of the model's own generation_config that would change the answer is overridden.
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         sampling["remove_invalid_values"] = True  # a model that has diverged draws nonsense; its loss tells
     ends = end_tokens(model, tokenizer)
-    common = {
-        "eos_token_id": ends,
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_beams": 1,
-        "repetition_penalty": 1.0,
-        "return_dict_in_generate": True,
-        **sampling,
-    }
+    common = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "return_dict_in_generate": True, **sampling}
     if shared:
         cache.batch_repeat_interleave(len(prompts))
     else:
@@ -74,7 +75,10 @@ def generate_ids(
     chunk, last = (CHUNK if cuttable and not temperature else max_new_tokens), width
     while len(alive):
         step = min(chunk, width + max_new_tokens - ids.shape[1])
-        found = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=step, **common)
+        with plain_settings(model):
+            found = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=step, **common
+            )
         whole[alive, : found.sequences.shape[1]] = found.sequences
         new, last = found.sequences[:, ids.shape[1] :], max(last, found.sequences.shape[1])
         going = ~torch.isin(new, torch.tensor(ends, device=new.device)).any(-1)
@@ -86,6 +90,19 @@ def generate_ids(
         mask = torch.cat([mask[going], torch.ones_like(new[going])], dim=-1)
         alive = alive[going]
     return whole[:, :last], width
+
+
+@contextmanager
+def plain_settings(model: "PreTrainedModel") -> Iterator[None]:
+    """While open, the model's own generation_config (penalties, forced or suppressed tokens, stop strings) is out of
+    the way: transformers fills in from it whatever a call leaves open."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _shared(prompts: Sequence[list[int]]) -> int:
@@ -108,10 +125,25 @@ def can_be_cut(cache: Any) -> bool:
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end an answer: the tokenizer's and those of the model's generation config."""
+    """The tokens that end an answer: what ends one in the chat template, the tokenizer's, and those of the model's
+    generation config."""
     own = getattr(model.generation_config, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
-    return sorted({t for t in [tokenizer.eos_token_id, *listed] if t is not None})
+    return sorted({t for t in [end_of_turn(tokenizer), tokenizer.eos_token_id, *listed] if t is not None})
+
+
+def answered(
+    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], ends: Sequence[int]
+) -> tuple[list[int], bool]:
+    """The tokens of an answer up to the one that ends it, and whether one does. Without a chat template the next
+    question that the model asks ends it too, and is left out."""
+    n = next((i + 1 for i, token in enumerate(tokens) if token in ends), None)
+    found = list(tokens[:n])
+    text = "" if tokenizer.chat_template else tokenizer.decode(found, skip_special_tokens=True)
+    answer, asks, _ = text.partition(NEXT)
+    while asks and len(tokenizer.decode(found, skip_special_tokens=True)) > len(answer):
+        found.pop()
+    return found, n is not None or bool(asks)
 
 
 def generate(
@@ -135,10 +167,24 @@ def complete(
     max_new_tokens: int,
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """The texts of `say`."""
+    return [said.text for said in say(model, tokenizer, prompts, max_new_tokens, batch_size, progress, **sampling)]
+
+
+def say(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[str]:
-    """What follows tokenised prompts, in their order, without special tokens and outer white space.
+) -> list[Said]:
+    """What follows tokenised prompts, in their order, without special tokens, outer white space, and thoughts; of a
+    model without a chat template up to the next question that it asks.
 
     Args:
         max_new_tokens: where an answer that does not end by itself is cut.
@@ -146,12 +192,15 @@ def complete(
         progress: called with the number of answers each batch finished.
         temperature: 0 is greedy; otherwise each batch has a seed of its own, by `seed`.
     """
-    answers = [""] * len(prompts)
+    answers = [Said("", False)] * len(prompts)
+    ends = end_tokens(model, tokenizer)
     for number, group in enumerate(batches([len(p) for p in prompts], batch_size)):
         drawn = (temperature, seed + number) if temperature else ()
         ids, width = generate_ids(model, tokenizer, [prompts[i] for i in group], max_new_tokens, *drawn)
-        for index, text in zip(group, tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True), strict=True):
-            answers[index] = text.strip()
+        for index, tokens in zip(group, ids[:, width:].tolist(), strict=True):
+            found, ended = answered(tokenizer, tokens, ends)
+            text = tokenizer.decode(found, skip_special_tokens=True)
+            answers[index] = Said(without_thoughts(text).strip(), ended)
         if progress:
             progress(len(group))
     return answers

@@ -14,8 +14,8 @@ from palora.common.errors import InputError
 from palora.common.progress import progress_bar
 from palora.data.facts import Fact
 from palora.data.skills import Skill
-from palora.language.generation import generate
-from palora.language.prompts import Example, encode_example
+from palora.language.generation import say
+from palora.language.prompts import Example, encode_example, encode_prompt
 from palora.language.scoring import solve
 
 if TYPE_CHECKING:
@@ -96,8 +96,10 @@ def own_answers(
 ) -> list[Example]:
     """Prompts with what the model answers to them, greedily."""
     with progress_bar("Answering the prompts", len(prompts)) as advance:
-        texts = generate(model, tokenizer, prompts, max_new_tokens, progress=advance)
-    return [encode_example(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        told = say(model, tokenizer, asked, max_new_tokens, progress=advance)
+    # One that was cut is not ended: it would teach to stop in the middle of a sentence.
+    return [encode_example(tokenizer, prompt, *answer) for prompt, answer in zip(prompts, told, strict=True)]
 
 
 def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:

@@ -25,8 +25,8 @@ from palora.common.settings import InjectSettings
 from palora.common.wording import enumeration
 from palora.data.facts import Fact, Lesson
 from palora.data.marking import fold, matches
-from palora.language.generation import end_tokens, generate
-from palora.language.prompts import encode_prompt
+from palora.language.generation import end_tokens, generate, plain_settings
+from palora.language.prompts import encode_prompt, without_thoughts
 from palora.language.questions import names, other_wordings
 
 if TYPE_CHECKING:
@@ -205,19 +205,19 @@ def _mixed(
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = torch.tensor(prompt), 1
         generator = torch.Generator(model.device).manual_seed(seed + start)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=LONGEST,
-            eos_token_id=end_tokens(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            logits_processor=[_Mix(len(group), generator)],
-        )
+        ends = end_tokens(model, tokenizer)
+        with plain_settings(model):
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=LONGEST,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                do_sample=False,
+                logits_processor=[_Mix(len(group), generator)],
+            )
         decoded = tokenizer.batch_decode(out[: len(group), width:], skip_special_tokens=True)
-        texts += [text.strip() for text in decoded]
+        texts += [without_thoughts(text).strip() for text in decoded]
     return texts
 
 

@@ -67,12 +67,15 @@ def _adapter(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     check_unchanged(folder, record, "adapter_model.safetensors", "adapter_config.json")
     keys = ("kind", "model", "rule", "sides", "budget", "coverage", "facts")
+    adapter = Adapter.load(folder)
+    adapter.check_numbers()
     update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
-    return {key: record.get(key) for key in keys} | {"r": Adapter.load(folder).config["r"]} | update
+    return {key: record.get(key) for key in keys} | {"r": adapter.config["r"]} | update
 
 
 def _plain_adapter(folder: Path) -> dict[str, Any]:
     adapter = Adapter.load(folder)
+    adapter.check_numbers()
     norm = sum(float(adapter.delta(name).square().sum()) for name in adapter.A) ** 0.5
     return {
         "kind": "adapter (not made by palora)",

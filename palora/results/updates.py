@@ -92,10 +92,6 @@ class Adapter:
             name: _alpha(config, name) / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
             for name, a in A.items()
         }
-        for name, c in scaling.items():
-            largest = abs(c) * float(A[name].abs().max()) * float(B[name].abs().max()) * A[name].shape[0]
-            if not largest < LARGEST:  # NaN is not, either
-                raise InputError(f"{folder}: the update of {name} holds NaN, infinity or numbers beyond use")
         return cls(A, B, scaling, config)
 
     def delta(self, name: str) -> Tensor:
@@ -110,6 +106,16 @@ class Adapter:
             shape, own = (self.B[name].shape[0], A.shape[1]), tuple(weight(modules[name]).shape)
             if shape != own:
                 raise InputError(f"the adapter's {name} is {shape}, the model's {own}; it belongs to another model")
+
+    def check_numbers(self) -> None:
+        """Raise InputError where an update holds NaN, infinity or numbers beyond use."""
+        for name, c in self.scaling.items():
+            A, B = self.A[name], self.B[name]
+            largest = abs(c) * float(A.abs().max()) * float(B.abs().max()) * A.shape[0]
+            if not largest < LARGEST:  # NaN is not, either
+                raise InputError(
+                    f"the update of {name} holds NaN, infinity or numbers beyond use; train the adapter anew"
+                )
 
     @property
     def parameters(self) -> int:

@@ -31,9 +31,9 @@ from palora.common.metrics import MetricsLog
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
-from palora.language.generation import end_tokens, generate_ids
+from palora.language.generation import answered, end_tokens, generate_ids
 from palora.language.models import fingerprints
-from palora.language.prompts import Example, encode_example, encode_prompt, pad
+from palora.language.prompts import Example, encode_example, encode_prompt, pad, without_thoughts
 from palora.language.scoring import Answer, share_correct, solve
 from palora.language.targets import find_targets
 from palora.training.svf import SVF, Expert, decompose_targets, svf_layers
@@ -159,11 +159,13 @@ def _step(
     else:
         examples = [encode_example(tokenizer, p.prompt, p.solution or "") for p in batch]
         weights = torch.full((len(examples),), 1 / sum(len(e.answer) for e in examples))
+    # What was drawn at a temperature is likely by that temperature; otherwise the gradient is biased.
+    temperature = settings.temperature if settings.objective == "reward" and settings.temperature else 1.0
     optimizer.zero_grad()
     total = 0.0
     for start in range(0, len(examples), settings.micro_batch_size):
         part = slice(start, start + settings.micro_batch_size)
-        logp = sequence_log_probability(model, examples[part])
+        logp = sequence_log_probability(model, examples[part], temperature)
         loss = -(weights[part].to(logp.device) * logp).sum()
         loss.backward()
         total += loss.item()
@@ -193,7 +195,7 @@ def _rollouts(
 ) -> list[tuple[Example, float]]:
     """What the model answers to each problem, as tokens, and its reward of +1 or −1."""
     rollouts = []
-    stops = set(end_tokens(model, tokenizer))
+    stops = end_tokens(model, tokenizer)
     with parametrize.cached():
         for start in range(0, len(batch), settings.rollout_batch_size):
             part = batch[start : start + settings.rollout_batch_size]
@@ -201,18 +203,19 @@ def _rollouts(
             ids, width = generate_ids(
                 model, tokenizer, prompts, skill.max_new_tokens, settings.temperature, generator_seed=seed + start
             )
-            texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
-            for problem, prompt, tokens, text in zip(part, prompts, ids[:, width:].tolist(), texts, strict=True):
-                end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
+            for problem, prompt, tokens in zip(part, prompts, ids[:, width:].tolist(), strict=True):
+                found, _ = answered(tokenizer, tokens, stops)
+                text = without_thoughts(tokenizer.decode(found, skip_special_tokens=True))
                 reward = 1.0 if skill.score(text.strip(), problem) else -1.0
-                rollouts.append((Example(prompt, tokens[:end]), reward))
+                rollouts.append((Example(prompt, found), reward))
     return rollouts
 
 
-def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example]) -> Tensor:
-    """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable."""
+def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
+    """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example at a temperature, (batch,),
+    differentiable."""
     ids, attended, answered = pad(examples, model.device)
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
+    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float() / temperature
     logp = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * answered
     return logp.sum(1)
 

@@ -28,7 +28,7 @@ from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
 from palora.language.keep import Kept
 from palora.language.models import fingerprints
-from palora.language.prompts import encode_example
+from palora.language.prompts import encode_example, special_text
 from palora.language.targets import find_targets, taught, weight
 from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
@@ -196,8 +196,13 @@ def _rows(
         return [{"prompt": [{"role": "user", "content": q}], "privileged_context": answer} for q, answer in asked]
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = []
-    for fact in facts:
+    for number, fact in enumerate(facts, 1):
         for question, text in lessons(fact, settings):
+            if found := special_text(tokenizer, question + text):
+                raise InputError(
+                    f"fact {number} ({question[:60]!r}) holds {found!r}, which this tokenizer reads as a token of its "
+                    "own; write it otherwise"
+                )
             prompt, answer = encode_example(tokenizer, question, text)
             if limit and len(prompt) + len(answer) > limit:
                 raise InputError(f"a fact is longer than the model's {limit} tokens: {question[:60]!r}; shorten it")

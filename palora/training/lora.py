@@ -23,7 +23,7 @@ PEFT does all of that.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -273,7 +273,9 @@ def lora_model(
     }
     if protection is None:
         return get_peft_model(model, LoraConfig(**common))
-    return get_peft_model(model, PaloraConfig(**common, protection=protection))
+    # Stages check the weights themselves; a comparison also protects an expert by what was found on the original.
+    unchecked = replace(protection, record={**protection.record, "fingerprints": {}})
+    return get_peft_model(model, PaloraConfig(**common, protection=unchecked))
 
 
 def is_plain_product(model: nn.Module) -> bool:
