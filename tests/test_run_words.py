@@ -95,6 +95,8 @@ def test_what_is_not_given_the_model_writes(values, tmp_path):
     known = read_facts(out / "known_facts.jsonl")
     assert len(prompts) == 8 and len(known) == 3 == result["arms"]["base"]["n_known"]
     assert not {fact.question for fact in known} & set(prompts), "what is measured is not kept"
+    loss = {arm: values["loss"] for arm, values in result["update"].items()}
+    assert loss["palora"]["distil"] == 1.0 and not loss["lora"], "own words come with distillation"
 
 
 def test_a_bare_run_writes_nothing(values, tmp_path):

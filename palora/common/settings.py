@@ -125,7 +125,11 @@ class InjectSettings(Settings):
         20_000, ge=0, description="λ of λ / n · drift² on what the protection saw, beside the mean loss of the n facts"
     )
     replay: float = Field(0.0, ge=0, description="ρ: weight of the loss on rows of what is kept, beside the facts'")
-    distil: float = Field(0.0, ge=0, description="κ: weight of KL(start ‖ now) on such rows")
+    distil: float | None = Field(
+        None,
+        ge=0,
+        description="κ: weight of KL(start ‖ now) on such rows; by default 1 where own words are taught, else 0",
+    )
     kept_batch_size: int = Field(8, ge=1, description="such rows a step, for replay and distil")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     bf16: bool | None = Field(None, description="bfloat16 autocast while training; by default on a GPU")

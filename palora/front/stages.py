@@ -39,7 +39,7 @@ from palora.data.sources import Given, files_of
 from palora.data.sources import identity as facts_identity
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.keep import Keep, weighed
-from palora.language.models import fingerprints, known_targets, load_model, model_hash, whole_path
+from palora.language.models import fingerprints, has_chat_template, known_targets, load_model, model_hash, whole_path
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
 from palora.language.words import WRITTEN, own_words, said, taught_by, told
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("palora")
 
+DISTIL = 1.0  # the default of `inject.distil` where own words are taught
 TEACH = "teach.jsonl"  # what was taught, in which words
 
 
@@ -138,7 +139,7 @@ def inject(
     is plain LoRA all the same, whose leak and drift are measured against the protection."""
     if plan.facts is None:
         raise InputError("there is nothing to teach: give --facts")
-    new, settings = read_facts(plan.facts), plan.inject
+    new, settings = read_facts(plan.facts), with_distillation(plan)
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     kinds = subspaces.statistics if subspaces else ProtectedSubspaces({}).statistics
     settings = with_drift_where_possible(settings, kinds)
@@ -327,6 +328,17 @@ def _in_own_words(
     found = read_facts(file)
     log.info("taught %s", said(told(found)))
     return found
+
+
+def with_distillation(plan: Plan) -> InjectSettings:
+    """`plan.inject` with the default of `distil`: on a chat model nothing held answers and known facts as well, where
+    own words are taught and something is kept (docs/evidence.md)."""
+    settings = plan.inject
+    if settings.distil is not None:
+        return settings
+    own = taught_by(settings, has_chat_template(plan.model)) in WRITTEN
+    kept = own and load_keep(_weighed(plan, settings.keep), 1) is not None
+    return settings.model_copy(update={"distil": DISTIL if kept else 0.0})
 
 
 def _weighed(plan: Plan, settings: KeepSettings) -> Plan:

@@ -68,8 +68,14 @@ def wanted(plan: Plan) -> Wanted:
 
 def _keeps(plan: Plan, kind: str) -> bool:
     """Whether the loss or the rule looks at a kind of thing that is kept."""
-    in_loss = bool(plan.inject.added) and bool(getattr(plan.inject.keep, kind))
+    in_loss = bool(plan.inject.added or _distils(plan)) and bool(getattr(plan.inject.keep, kind))
     return in_loss or bool(getattr(plan.protect.keep, kind))
+
+
+def _distils(plan: Plan) -> bool:
+    """Whether `distil` is on by its default (`stages.with_distillation`)."""
+    own = words.taught_by(plan.inject, has_chat_template(plan.model)) in words.WRITTEN
+    return plan.inject.distil is None and own
 
 
 def write_words(plan: Plan, folder: Path, models: stages.Models | None = None, want: Wanted | None = None) -> Plan:

@@ -110,7 +110,7 @@ def inject(
     term = Drift(statistics.weighed(weights, names), W, settings.drift / len(rows)) if settings.drift else None
     terms: list[Term] = [term] if term else []
     if settings.rehearses:
-        terms.append(Rehearsal(settings.replay, settings.distil, beside.rows, settings.kept_batch_size, seed))
+        terms.append(Rehearsal(settings.replay, settings.distil or 0.0, beside.rows, settings.kept_batch_size, seed))
     skills = statistics.skills(names)
     tuned = beside.adapt(model, settings, names, protection)
     measured = Drift(skills, W) if skills and is_plain_product(tuned) else None
