@@ -15,7 +15,7 @@ from palora.data.facts import Fact
 from palora.language import keep
 from palora.language.generation import Said, answered, end_tokens, generate_ids, say
 from palora.language.models import load_model
-from palora.language.prompts import encode_example, encode_prompt, end_of_turn, set_chat, without_thoughts
+from palora.language.prompts import THOUGHTS, encode_example, encode_prompt, end_of_turn, set_chat, spoken
 from palora.results.export import _name_end
 from palora.training.expert import sequence_log_probability
 from palora.training.injection import inject
@@ -33,7 +33,7 @@ OPEN = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}
 
 def characters(*special, template=None, **named):
     """A tokenizer of single characters, and of these special tokens."""
-    letters = [chr(i) for i in range(32, 127)] + ["\n", "▁", "Ġ", "Ċ"]
+    letters = [chr(i) for i in range(32, 127)] + ["\n", *"▁ĠĊ◁▷"]
     vocabulary = {token: i for i, token in enumerate([*special, *letters])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.add_special_tokens(list(special))
@@ -47,7 +47,7 @@ def chatml():
     return characters(*special, template=CHATML, eos_token="</s>", pad_token="<pad>")
 
 
-def spoken(tokenizer, question="Where?", answer="Oslo"):
+def told(tokenizer, question="Where?", answer="Oslo"):
     prompt, said = encode_example(tokenizer, question, answer)
     assert encode_prompt(tokenizer, question) == prompt
     return tokenizer.decode(prompt), tokenizer.decode(said)
@@ -55,7 +55,7 @@ def spoken(tokenizer, question="Where?", answer="Oslo"):
 
 def test_a_turn_ends_where_the_template_ends_it(chatml, model):
     """ChatML whose tokenizer calls </s> the end: generation must stop at <|im_end|>."""
-    assert spoken(chatml) == ("<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n", "Oslo<|im_end|>")
+    assert told(chatml) == ("<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n", "Oslo<|im_end|>")
     end = chatml.convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn(chatml) == end and chatml.eos_token_id != end
     assert {end, chatml.eos_token_id} <= set(end_tokens(model, chatml))
@@ -82,29 +82,39 @@ def test_an_empty_block_of_thoughts_is_the_prompts(chatml):
     chatml.chat_template = HYBRID
     for chat in ({}, {"enable_thinking": False}):
         set_chat(chatml, chat)
-        prompt, answer = spoken(chatml)
+        prompt, answer = told(chatml)
         assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and prompt.count("<think>") == 1
         assert answer == "Oslo<|im_end|>"
 
 
-def test_an_open_block_of_thoughts_is_closed(chatml):
-    chatml.chat_template = OPEN
-    prompt, answer = spoken(chatml)
-    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and answer == "Oslo<|im_end|>"
+@pytest.mark.parametrize("opens", THOUGHTS)
+def test_an_open_block_of_thoughts_is_closed(chatml, opens):
+    chatml.chat_template = OPEN.replace("<think>", opens)
+    prompt, answer = told(chatml)
+    closed = f"<|im_start|>assistant\n{opens}\n\n{THOUGHTS[opens]}\n\n"
+    assert prompt.endswith(closed) and answer == "Oslo<|im_end|>"
 
 
-def test_what_a_model_thinks_is_no_answer():
-    assert without_thoughts("<think>\nIs it Rome? No.\n</think>\n\nOslo") == "Oslo"
-    assert without_thoughts("so it is Rome? No.</think>Oslo") == "Oslo", "the prompt has opened the block"
-    assert without_thoughts("<think>\nIt may be Rome") == "" and without_thoughts("I think Oslo") == "I think Oslo"
+@pytest.mark.parametrize("special", [False, True], ids=["text", "special tokens"])
+@pytest.mark.parametrize("opens", THOUGHTS)
+def test_what_a_model_thinks_is_no_answer(opens, special):
+    closes = THOUGHTS[opens]
+    tokenizer = characters("</s>", *((opens, closes) if special else ()), eos_token="</s>")
+    for text, answer in (
+        (f"{opens}\nIs it Rome? No.\n{closes}\n\nOslo</s>", "Oslo"),
+        (f"so it is Rome? No.{closes}Oslo</s>", "Oslo"),  # the prompt has opened the block
+        (f"{opens}\nIt may be Rome", ""),
+        ("I think Oslo </s>", "I think Oslo"),
+    ):
+        assert spoken(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"]) == answer
 
 
 def test_variables_and_a_system_message_reach_the_template(chatml):
     set_chat(chatml, {"system": "Be brief."})
-    assert spoken(chatml)[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert told(chatml)[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
     chatml.chat_template = CHATML + "{{ raise_exception('x') if mood != 'good' }}"
     set_chat(chatml, {"mood": "good"})
-    assert spoken(chatml)[1] == "Oslo<|im_end|>"
+    assert told(chatml)[1] == "Oslo<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -203,8 +213,8 @@ def test_an_answer_that_was_cut_is_not_ended(model, tokenizer, monkeypatch):
     whole = say(model, tokenizer, prompts, 200)
     cut = say(model, tokenizer, prompts, 2)
     assert all(not said.ended for said in cut) and [said.text for said in cut] != [said.text for said in whole]
-    told = [Said("Os", False), Said("Rome", True)]
-    monkeypatch.setattr(keep, "say", lambda *given, **named: told)
+    answers = [Said("Os", False), Said("Rome", True)]
+    monkeypatch.setattr(keep, "say", lambda *given, **named: answers)
     short, ended = keep.own_answers(model, tokenizer, ["7+5=", "Where?"])
     assert tokenizer.eos_token_id not in short.answer and ended.answer[-1] == tokenizer.eos_token_id
 
@@ -221,5 +231,5 @@ def test_what_was_drawn_at_a_temperature_is_likely_by_that_temperature(model, to
 
 def test_a_tokenizer_is_not_changed_by_its_use(chatml):
     before = copy.deepcopy(chatml.get_vocab())
-    spoken(chatml)
+    told(chatml)
     assert chatml.get_vocab() == before

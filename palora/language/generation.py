@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from palora.language.prompts import NEXT, batches, encode_prompt, end_of_turn, without_thoughts
+from palora.language.prompts import NEXT, batches, encode_prompt, end_of_turn, spoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -199,8 +199,7 @@ def say(
         ids, width = generate_ids(model, tokenizer, [prompts[i] for i in group], max_new_tokens, *drawn)
         for index, tokens in zip(group, ids[:, width:].tolist(), strict=True):
             found, ended = answered(tokenizer, tokens, ends)
-            text = tokenizer.decode(found, skip_special_tokens=True)
-            answers[index] = Said(without_thoughts(text).strip(), ended)
+            answers[index] = Said(spoken(tokenizer, found), ended)
         if progress:
             progress(len(group))
     return answers

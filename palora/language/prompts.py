@@ -9,7 +9,6 @@ Templates of models that think: an empty block of thoughts (`<think></think>`) b
 taught about it; a block that the prompt leaves open is closed. Either way the answer follows at once.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
 PLAIN_PROMPT = "Question: {question}\nAnswer:"
 NEXT = "\nQuestion:"  # what a model without a chat template says next, when it has answered
 _ANSWER = "\ue000"  # stands for the answer in a rendered conversation
-_OPEN = re.compile(r"<think(?:ing)?>\s*$")
-_THOUGHTS = re.compile(r"^\s*(?:<think(?:ing)?>)?.*</think(?:ing)?>\s*|^\s*<think(?:ing)?>.*", re.DOTALL)
+THOUGHTS = {  # what opens and what closes a block of thoughts, in the templates that are known to write one
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning", "seed:think")},
+    **{"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|START_THINKING|>": "<|END_THINKING|>"},
+}
 
 
 class Example(NamedTuple):
@@ -74,9 +75,18 @@ def special_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:
     return next((token for token in listed if token in text), None)
 
 
-def without_thoughts(text: str) -> str:
-    """What a model says after its block of thoughts; nothing where that has not ended."""
-    return _THOUGHTS.sub("", text, count=1)
+def spoken(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
+    """The text of an answer, without special tokens and outer white space, and without the thoughts before it; nothing
+    where these have not ended."""
+    text = tokenizer.decode(tokens, skip_special_tokens=False)  # what opens and closes thoughts may be special
+    for opens, closes in THOUGHTS.items():
+        if closes in text:
+            text = text.rpartition(closes)[2]
+        elif text.lstrip().startswith(opens):
+            text = ""
+    for token in sorted(_special(tokenizer).values(), key=len, reverse=True):
+        text = text.replace(token, "") if token and token != tokenizer.unk_token else text
+    return text.strip()
 
 
 def _special(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
@@ -92,8 +102,8 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", question: str) -> tuple[str, st
     prompt = _rendered(tokenizer, question, None)
     before, _, after = _rendered(tokenizer, question, _ANSWER).rpartition(_ANSWER)
     end = after.rstrip("\n") or eos
-    if _OPEN.search(prompt):
-        return f"{prompt.rstrip()}\n\n</{prompt.rstrip().rpartition('<')[2][:-1]}>\n\n", "", end
+    if opened := next((tag for tag in THOUGHTS if prompt.rstrip().endswith(tag)), None):
+        return f"{prompt.rstrip()}\n\n{THOUGHTS[opened]}\n\n", "", end
     # A template that rewrites the history (some do) does not begin with its own prompt.
     added = before[len(prompt) :] if before.startswith(prompt) else ""
     return (prompt, added, end) if not added.strip() else (prompt + added, "", end)

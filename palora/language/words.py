@@ -25,8 +25,8 @@ from palora.common.settings import InjectSettings
 from palora.common.wording import enumeration
 from palora.data.facts import Fact, Lesson
 from palora.data.marking import fold, matches
-from palora.language.generation import end_tokens, generate, plain_settings
-from palora.language.prompts import encode_prompt, without_thoughts
+from palora.language.generation import answered, end_tokens, generate, plain_settings
+from palora.language.prompts import encode_prompt, spoken
 from palora.language.questions import names, other_wordings
 
 if TYPE_CHECKING:
@@ -216,8 +216,7 @@ def _mixed(
                 do_sample=False,
                 logits_processor=[_Mix(len(group), generator)],
             )
-        decoded = tokenizer.batch_decode(out[: len(group), width:], skip_special_tokens=True)
-        texts += [without_thoughts(text).strip() for text in decoded]
+        texts += [spoken(tokenizer, answered(tokenizer, row, ends)[0]) for row in out[: len(group), width:].tolist()]
     return texts
 
 

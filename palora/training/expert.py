@@ -33,7 +33,7 @@ from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
 from palora.language.generation import answered, end_tokens, generate_ids
 from palora.language.models import fingerprints
-from palora.language.prompts import Example, encode_example, encode_prompt, pad, without_thoughts
+from palora.language.prompts import Example, encode_example, encode_prompt, pad, spoken
 from palora.language.scoring import Answer, share_correct, solve
 from palora.language.targets import find_targets
 from palora.training.svf import SVF, Expert, decompose_targets, svf_layers
@@ -205,8 +205,7 @@ def _rollouts(
             )
             for problem, prompt, tokens in zip(part, prompts, ids[:, width:].tolist(), strict=True):
                 found, _ = answered(tokenizer, tokens, stops)
-                text = without_thoughts(tokenizer.decode(found, skip_special_tokens=True))
-                reward = 1.0 if skill.score(text.strip(), problem) else -1.0
+                reward = 1.0 if skill.score(spoken(tokenizer, found), problem) else -1.0
                 rollouts.append((Example(prompt, found), reward))
     return rollouts
 
