@@ -78,7 +78,7 @@ class Bench:
     ) -> None:
         self.c, self.seed, self._statistics = c, seed, statistics_folder(out, base, seed)
         self.facts = read_facts(taught_facts(c, out, method) if method else c.facts)[:load] if load else []
-        skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
+        skills = {s.name: (s, stages.problems_of(s, c.evaluate, seed)) for s in map(get_skill, c.skills)}
         known = read_facts(c.known_facts) if c.known_facts else []
         limit = c.evaluate.facts
         self.questions = Questions(skills, self.facts[:limit], known[:limit])

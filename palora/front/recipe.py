@@ -46,6 +46,12 @@ class Plan(Settings):
     targets: list[str] | None = Field(
         None, description="endings of the targeted matrices, with commas; the MLP matrices by default"
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="variables of the chat template, {enable_thinking: true}; one that can think is told not to by "
+        "default",
+    )
+    system_message: str | None = Field(None, description="a system message before every question; none by default")
     skills: list[str] = Field(
         default_factory=list,
         description="a built-in skill, name:DIR with its files, or a JSONL file; the first trains the expert",
@@ -62,6 +68,15 @@ class Plan(Settings):
     protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
     inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        """An option's text is YAML, as an override's is."""
+        try:
+            return yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError:
+            return value
 
     @field_validator("targets")
     @classmethod

@@ -14,8 +14,8 @@ from palora.common.errors import InputError
 from palora.common.progress import progress_bar
 from palora.data.facts import Fact
 from palora.data.skills import Skill
-from palora.language.generation import generate
-from palora.language.prompts import Example, encode_example
+from palora.language.generation import replies
+from palora.language.prompts import Example, encode_example, encode_prompt
 from palora.language.scoring import solve
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def skill_examples(
         return [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
     with progress_bar(f"Solving {skill.name}", len(problems)) as advance:
         solved = solve(model, tokenizer, skill, problems, progress=advance)
-    used = [encode_example(tokenizer, a.prompt, a.text) for a in solved if a.correct]
+    used = [encode_example(tokenizer, a.prompt, a.text, a.ended) for a in solved if a.correct]
     if not used:
         raise InputError(
             f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
@@ -94,10 +94,13 @@ def skill_examples(
 def own_answers(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int = 64
 ) -> list[Example]:
-    """Prompts with what the model answers to them, greedily."""
+    """Prompts with what the model answers to them, greedily; an answer that was cut has no end. Where it says nothing,
+    the prompt is left out."""
+    asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     with progress_bar("Answering the prompts", len(prompts)) as advance:
-        texts = generate(model, tokenizer, prompts, max_new_tokens, progress=advance)
-    return [encode_example(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        said = replies(model, tokenizer, asked, max_new_tokens, progress=advance)
+    rows = zip(prompts, said, strict=True)
+    return [encode_example(tokenizer, prompt, own.text, own.ended) for prompt, own in rows if own.text]
 
 
 def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:

@@ -14,6 +14,7 @@ from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
+from palora.language.prompts import set_chat
 from palora.language.targets import find_targets, is_linear
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def load_model(
     _check_sealed(Path(path))
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        set_chat(tokenizer)
     with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -80,10 +82,15 @@ def load_model(
 
 def has_chat_template(path: str | Path) -> bool:
     """Whether a model is one to talk to; its tokenizer alone is loaded."""
+    return bool(load_tokenizer(path).chat_template)
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model alone. Raises InputError where there is none."""
     from transformers import AutoTokenizer
 
     with _loading(str(path), "tokenizer"):
-        return bool(AutoTokenizer.from_pretrained(str(path), trust_remote_code=False).chat_template)
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:

@@ -32,6 +32,7 @@ from palora.common.folders import (
 )
 from palora.common.progress import progress_bar
 from palora.common.settings import ExportSettings
+from palora.language.generation import write_ends
 from palora.language.models import known_targets, load_model, save_model, whole_path
 from palora.language.targets import find_targets, target_endings, weight
 from palora.results.model_card import model_card
@@ -84,11 +85,11 @@ def export(
     name = places.model or record["model"]
     if kind == "merged":
         # In the dtype the adapter was made in.
-        model, _ = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
+        model, tokenizer = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", name)
         protection = _place(places.protection, record["protection"], "protection")
         return _merge(
-            *(loaded, record, name, model, ProtectedSubspaces.load(protection) if protection else None),
+            *(loaded, record, name, model, tokenizer, ProtectedSubspaces.load(protection) if protection else None),
             *(out, settings.max_drift, settings.dtype),
         )
     expert = Expert.load(_expert_of(record, places.expert))
@@ -147,6 +148,7 @@ def _merge(
     record: dict[str, Any],
     source: str,
     model: Any,
+    tokenizer: Any,
     protection: ProtectedSubspaces | None,
     out: Path,
     max_drift: float,
@@ -192,6 +194,7 @@ def _merge(
         )
     with new_folder(out, "merge.json") as staging:
         save_model(model, source, staging)
+        write_ends(model, tokenizer, staging)
         write_json(staging / "merge.json", {**result, "adapter": record})
     return result
 
