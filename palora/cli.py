@@ -45,7 +45,8 @@ Out = Annotated[Path, typer.Option("--out", resolve_path=True, help="The folder 
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="paper: the published settings in place of our defaults.")]
-MODEL = ("model", "dtype", "device", "seed", "targets")
+CHAT = ("chat_template_kwargs", "system_message")
+MODEL = ("model", "dtype", "device", "seed", *CHAT, "targets")
 KEPT = ("skills", "known_facts", "text", "prompts")
 
 
@@ -184,7 +185,7 @@ _OF_STAGE: dict[Callable[..., None], list[Option]] = {
     protect: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(ProtectSettings, "protect")],
     inject: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(InjectSettings, "inject")],
     evaluate: [
-        *options(Plan, only=("model", "dtype", "device", "seed", "skills", "facts", "known_facts")),
+        *options(Plan, only=("model", "dtype", "device", "seed", *CHAT, "skills", "facts", "known_facts")),
         *(*FACTS, SCORER),
         *options(EvaluateSettings, "evaluate"),
     ],

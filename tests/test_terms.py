@@ -148,7 +148,7 @@ def test_answers_to_a_skill_are_the_published_ones_or_the_models_own_right_ones(
     """The model says "7" to everything, which is right once in a while."""
     model, skill = tiny_llama(), get_skill("chain")
     problems = skill.problems("train", 40, 0)
-    answers = [Answer(p.prompt, p.answer, "7", p.answer == "7", p.answer == "7", 1.0) for p in problems]
+    answers = [Answer(p.prompt, p.answer, "7", *[p.answer == "7"] * 3) for p in problems]
     monkeypatch.setattr("palora.language.keep.solve", lambda *_, **__: answers)
     unsolved = replace(skill, problems=lambda *request: [replace(p, solution=None) for p in skill.problems(*request)])
     found = {of: Keep([of], examples=40).tokenised(model, tokenizer)[0] for of in (skill, unsolved)}

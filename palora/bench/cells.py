@@ -34,7 +34,6 @@ from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
 from palora.language.keep import Kept, own_answers, weighed
-from palora.language.models import load_model
 from palora.language.prompts import Example
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets, weight
@@ -78,7 +77,7 @@ class Bench:
     ) -> None:
         self.c, self.seed, self._statistics = c, seed, statistics_folder(out, base, seed)
         self.facts = read_facts(taught_facts(c, out, method) if method else c.facts)[:load] if load else []
-        skills = {s.name: (s, s.problems("test", c.evaluate.problems, seed)) for s in map(get_skill, c.skills)}
+        skills = {s.name: (s, stages.problems_of(s, c.evaluate, seed)) for s in map(get_skill, c.skills)}
         known = read_facts(c.known_facts) if c.known_facts else []
         limit = c.evaluate.facts
         self.questions = Questions(skills, self.facts[:limit], known[:limit])
@@ -87,9 +86,8 @@ class Bench:
         self.changes_base = method is not None and c.methods[method].tuner == "corda"
         self.model: PreTrainedModel
         self.tokenizer: PreTrainedTokenizerBase
-        self.model, self.tokenizer = load_model(
-            taught_model(c, out, base, seed), c.dtype, c.device, chat=c.chat_template_kwargs
-        )
+        taught = plan_of(c, seed, model=taught_model(c, out, base, seed))
+        self.model, self.tokenizer = stages.Models().load(taught)
         self.weights = {name: weight(module).clone() for name, module in find_targets(self.model, c.targets).items()}
 
     @cached_property

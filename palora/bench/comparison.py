@@ -94,9 +94,8 @@ class Comparison(Settings):
     model: str = Field(description="a folder or a hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the base weights")
     device: str | None = Field(None, description="cpu, cuda, …; the first GPU by default")
-    chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="variables of the chat template; system: a message"
-    )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the chat template")
+    system_message: str | None = Field(None, description="a system message before every question")
     targets: list[str] | None = Field(None, description="endings of the targeted matrices; the MLP matrices by default")
     skills: list[str] = Field(min_length=1, description="the skills that are measured")
     keep_skills: list[str] = Field(min_length=1, description="of them those that are kept; the first trains the expert")

@@ -34,7 +34,7 @@ class Cell:
 
 def plan_of(c: Comparison, seed: int, **changes: Any) -> Plan:
     """What a stage works from: the comparison's model, what methods may keep, and `changes`."""
-    same = ("model", "dtype", "device", "chat_template_kwargs", "targets", "facts", "text", "prompts")
+    same = "model dtype device chat_template_kwargs system_message targets facts text prompts".split()
     shared = {key: getattr(c, key) for key in same}
     plan = Plan(**shared, seed=seed, skills=c.keep_skills, kept_facts=c.kept_facts)
     return plan.model_copy(update=changes)
@@ -45,7 +45,7 @@ def shared_inputs(c: Comparison) -> str:
     files = [stages.identity(f) for f in (c.facts, c.known_facts, c.kept_facts, c.text, c.prompts)]
     skills = [[stages.skill_identity(s) for s in listed] for listed in (c.skills, c.keep_skills)]
     settings: list[Any] = [c.dtype, c.targets, c.expert, c.evaluate, c.milestones, c.validation]
-    settings += [c.chat_template_kwargs] if c.chat_template_kwargs else []
+    settings += [chat] if any(chat := (c.chat_template_kwargs, c.system_message)) else []
     return hash_of(FORMAT, model_hash(c.model), files, skills, *settings)
 
 

@@ -17,7 +17,7 @@ from palora.data.skills import get_skill
 from palora.data.sources import identity as facts_identity
 from palora.front import stages
 from palora.front.recipe import Plan
-from palora.language.models import known_targets, load_model
+from palora.language.models import known_targets
 from palora.results.updates import Adapter
 from palora.training.svf import Expert
 
@@ -59,7 +59,7 @@ def spectrum(
         atomic_write_text(out / "spectrum.html", render(result))
         return result
     started = time.monotonic()
-    model, tokenizer = load_model(plan.model, plan.dtype, plan.device, chat=plan.chat_template_kwargs)
+    model, tokenizer = stages.Models().load(plan)
     if record and not (loaded and loaded.is_base_of(record)):
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", plan.model)
     beside = Beside(

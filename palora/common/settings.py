@@ -157,6 +157,7 @@ class EvaluateSettings(Settings):
     facts: int | None = Field(
         None, ge=1, description="at most this many facts; all by default", json_schema_extra={"flag": "--max-facts"}
     )
+    num_fewshot: int = Field(0, ge=0, description="solved training problems before each of them, as in lm-eval")
     batch_size: int = Field(64, ge=1, description="prompts a batch")
     max_answer_tokens: int = Field(32, ge=1, description="length limit of an answer to a fact")
     answers: int = Field(10, ge=0, description="answers of every arm shown side by side in the report")

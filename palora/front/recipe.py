@@ -42,13 +42,16 @@ class Plan(Settings):
     model: str = Field(description="a folder or a hub name")
     dtype: Dtype = Field("auto", description="of the base weights")
     device: str | None = Field(None, description="where to run, cpu or cuda; by default the first GPU, if there is one")
-    chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="variables of the chat template (enable_thinking: false); system: a message"
-    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     targets: list[str] | None = Field(
         None, description="endings of the targeted matrices, with commas; the MLP matrices by default"
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="variables of the chat template, {enable_thinking: true}; one that can think is told not to by "
+        "default",
+    )
+    system_message: str | None = Field(None, description="a system message before every question; none by default")
     skills: list[str] = Field(
         default_factory=list,
         description="a built-in skill, name:DIR with its files, or a JSONL file; the first trains the expert",
@@ -65,6 +68,15 @@ class Plan(Settings):
     protect: ProtectSettings = Field(default_factory=ProtectSettings)  # type: ignore[arg-type]
     inject: InjectSettings = Field(default_factory=InjectSettings)  # type: ignore[arg-type]
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)  # type: ignore[arg-type]
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        """An option's text is YAML, as an override's is."""
+        try:
+            return yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError:
+            return value
 
     @field_validator("targets")
     @classmethod

@@ -30,16 +30,18 @@ from palora.common.folders import (
     seal,
 )
 from palora.common.hashes import hash_file, hash_value
-from palora.common.settings import InjectSettings, KeepSettings
+from palora.common.settings import EvaluateSettings, InjectSettings, KeepSettings
 from palora.common.versions import versions
 from palora.data.facts import Fact, besides, read_facts, write_facts
 from palora.data.marking import MARKING
-from palora.data.skills import Skill, get_skill
+from palora.data.skills import Problem, Skill, few_shot, get_skill
 from palora.data.sources import Given, files_of
 from palora.data.sources import identity as facts_identity
 from palora.front.recipe import ARM_NAME, Plan
+from palora.language.generation import prompts_record
 from palora.language.keep import Keep, weighed
 from palora.language.models import fingerprints, has_chat_template, known_targets, load_model, model_hash, whole_path
+from palora.language.prompts import set_chat
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
 from palora.language.words import WRITTEN, own_words, said, taught_by, told
@@ -71,10 +73,11 @@ class Models:
 
     def load(self, plan: Plan) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model of a plan and its tokenizer, as they were loaded: whoever changes the weights calls `drop`."""
-        key = (plan.model, plan.dtype, str(plan.device), hash_value(plan.chat_template_kwargs))
+        key = (plan.model, plan.dtype, str(plan.device))
         if key not in self._held:
             self.drop()  # two at once may not fit
-            self._held[key] = load_model(plan.model, plan.dtype, plan.device, chat=plan.chat_template_kwargs)
+            self._held[key] = load_model(plan.model, plan.dtype, plan.device)
+        set_chat(self._held[key][1], plan.chat_template_kwargs, plan.system_message)
         return self._held[key]
 
     def drop(self) -> None:
@@ -167,6 +170,7 @@ def inject(
     else:
         modules = find_targets(model, plan.targets)
     names, prints = list(modules), fingerprints(modules, model)
+    asked = prompts_record(model, tokenizer)
     how = taught_by(settings, bool(tokenizer.chat_template))
     settings = settings.model_copy(update={"targets_by": how})
     constraint = None if control or not (subspaces and subspaces.protects) else subspaces
@@ -188,6 +192,7 @@ def inject(
                 **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
                 "protection": str(protected.resolve()) if protected else None,
                 **{key: rule[key] for key in ("rule", "sides", "budget", "coverage")},
+                "prompts": asked,
                 "facts": {
                     "file": ", ".join(Path(f).name for f in files_of(plan.facts)),
                     "n": len(new),
@@ -247,7 +252,7 @@ def evaluate_arms(
         write_report(out)
         return dict(stored)
     started = time.monotonic()
-    questions = Questions({s.name: (s, s.problems("test", settings.problems, plan.seed)) for s in sources}, new, known)
+    questions = Questions({s.name: (s, problems_of(s, settings, plan.seed)) for s in sources}, new, known)
     models = models or Models()
     on_expert = [name for name, record in records.items() if loaded is not None and loaded.is_base_of(record)]
 
@@ -280,6 +285,11 @@ def evaluate_arms(
         write_json(target, value)
         write_report(out)
     return value
+
+
+def problems_of(skill: Skill, settings: EvaluateSettings, seed: int) -> list[Problem]:
+    """The problems that every arm is asked."""
+    return few_shot(skill, skill.problems("test", settings.problems, seed), settings.num_fewshot, seed)
 
 
 def load_keep(plan: Plan, examples: int) -> Keep | None:
@@ -475,8 +485,8 @@ def inputs_of(plan: Plan, settings: Any, **parts: Any) -> dict[str, Any]:
         "targets": plan.targets,
         "seed": plan.seed,
     }
-    if plan.chat_template_kwargs:
-        shared["chat_template_kwargs"] = plan.chat_template_kwargs
+    if plan.chat_template_kwargs or plan.system_message:
+        shared["chat"] = [plan.chat_template_kwargs, plan.system_message]
     return {**shared, "settings": settings.identity(), **parts}
 
 

@@ -1,27 +1,25 @@
 """Free generation in batches: what the model says when nobody holds its hand."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from palora.language.prompts import NEXT, batches, encode_prompt, end_of_turn, spoken
+from palora.common.files import read_json, write_json
+from palora.language.prompts import THINK, batches, chat_kwargs, encode_prompt, frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger("palora")
+
 CHUNK = 16  # tokens between two looks at which answers have ended
 SHARED = 8  # tokens of a common beginning from which it pays to read it once
-
-
-class Said(NamedTuple):
-    """What a model said, and whether it had ended when it was cut."""
-
-    text: str
-    ended: bool
 
 
 @torch.no_grad()
@@ -43,7 +41,8 @@ def generate_ids(
         temperature: 0 is greedy; otherwise the sampling temperature, over the whole vocabulary.
         generator_seed: seeds torch's global generator before sampling.
 
-    Returns: token ids (batch, width + new) and the width of the prompts; the answer is `ids[:, width:]`.
+    Returns: token ids (batch, width + new) and the width of the prompts; the answer is `ids[:, width:]` up to its end,
+    a token of `end_tokens` or a text of `Frame.stops`, and padding behind it.
     """
     shared = _shared(prompts)
     cache = _read(model, torch.tensor([prompts[0][: shared or 1]], device=model.device))
@@ -63,8 +62,8 @@ def generate_ids(
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         sampling["remove_invalid_values"] = True  # a model that has diverged draws nonsense; its loss tells
-    ends = end_tokens(model, tokenizer)
-    common = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "return_dict_in_generate": True, **sampling}
+    ends, stops = end_tokens(model, tokenizer), frame(tokenizer).stops
+    common = {"return_dict_in_generate": True, **sampling}
     if shared:
         cache.batch_repeat_interleave(len(prompts))
     else:
@@ -73,36 +72,61 @@ def generate_ids(
     alive = torch.arange(len(prompts), device=model.device)
     # What is drawn at random depends on the rows of the batch, so these stay together to the end.
     chunk, last = (CHUNK if cuttable and not temperature else max_new_tokens), width
-    while len(alive):
-        step = min(chunk, width + max_new_tokens - ids.shape[1])
-        with plain_settings(model):
-            found = model.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=step, **common
-            )
-        whole[alive, : found.sequences.shape[1]] = found.sequences
-        new, last = found.sequences[:, ids.shape[1] :], max(last, found.sequences.shape[1])
-        going = ~torch.isin(new, torch.tensor(ends, device=new.device)).any(-1)
-        if not going.any() or found.sequences.shape[1] == width + max_new_tokens:
-            break
-        cache = found.past_key_values
-        cache.batch_select_indices(going.nonzero()[:, 0])
-        ids = found.sequences[going]
-        mask = torch.cat([mask[going], torch.ones_like(new[going])], dim=-1)
-        alive = alive[going]
+    with own_settings_out(model, tokenizer):
+        while len(alive):
+            step = min(chunk, width + max_new_tokens - ids.shape[1])
+            given = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "max_new_tokens": step}
+            found = model.generate(**given, **common)
+            whole[alive, : found.sequences.shape[1]] = found.sequences
+            new, last = found.sequences[:, ids.shape[1] :], max(last, found.sequences.shape[1])
+            going = ~torch.isin(new, torch.tensor(ends, device=new.device)).any(-1)
+            for row, text in enumerate(tokenizer.batch_decode(found.sequences[:, width:]) if stops else ()):
+                going[row] &= not any(stop in text for stop in stops)
+            if not going.any() or found.sequences.shape[1] == width + max_new_tokens:
+                break
+            cache = found.past_key_values
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            ids = found.sequences[going]
+            mask = torch.cat([mask[going], torch.ones_like(new[going])], dim=-1)
+            alive = alive[going]
+    for row in whole if stops else ():
+        row[width + _until(tokenizer, row[width:].tolist(), stops) :] = tokenizer.pad_token_id
     return whole[:, :last], width
 
 
+def _until(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: Sequence[str]) -> int:
+    """How many of an answer's tokens there are until the first of `stops` is written; all where none is."""
+
+    def stopped(n: int) -> bool:
+        text = tokenizer.decode(ids[:n])
+        return any(stop in text for stop in stops)
+
+    return next((n for n in range(1, len(ids)) if stopped(n)), len(ids)) if stopped(len(ids)) else len(ids)
+
+
 @contextmanager
-def plain_settings(model: "PreTrainedModel") -> Iterator[None]:
-    """While open, the model's own generation_config (penalties, forced or suppressed tokens, stop strings) is out of
-    the way: transformers fills in from it whatever a call leaves open."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = base.generation_config
-    base.generation_config = GenerationConfig()
+def own_settings_out(model: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
+    """While open, `model.generate` starts from a fresh generation config that knows only the special tokens.
+
+    A model's own may forbid repeated words or force tokens, which changes what is marked; and `generate` takes it for
+    every setting that it is not given, also beside a config that it is given (transformers 5).
+
+    Gives: the tokens that end an answer.
+    """
+    from transformers import GenerationConfig
+
+    ends = end_tokens(model, tokenizer)
+    fresh = GenerationConfig(
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+    before = [(m, m.__dict__["generation_config"]) for m in model.modules() if "generation_config" in m.__dict__]
+    for module, _ in before:  # of a PEFT model too, which hands its own to the model within
+        module.generation_config = fresh
     try:
-        yield
+        yield ends
     finally:
-        base.generation_config = own
+        for module, config in before:
+            module.generation_config = config
 
 
 def _shared(prompts: Sequence[list[int]]) -> int:
@@ -125,55 +149,122 @@ def can_be_cut(cache: Any) -> bool:
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end an answer: what ends one in the chat template, the tokenizer's, and those of the model's
-    generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
-    return sorted({t for t in [end_of_turn(tokenizer), tokenizer.eos_token_id, *listed] if t is not None})
+    """The tokens that end an answer: what the chat template ends one with, the tokenizer's, and those of the model's
+    generation config. Warns, once, where only the template knows it: others will not stop there."""
+    declared, end = declared_ends(model), frame(tokenizer).end
+    if end is not None and end not in {tokenizer.eos_token_id, *declared}:
+        warn_once(
+            f"the chat template ends an answer with {tokenizer.convert_ids_to_tokens(end)!r} ({end}), but the "
+            f"tokenizer's end token is {tokenizer.eos_token!r}: palora stops at both; write {end} into eos_token_id of "
+            "generation_config.json where the model is used (merged exports have it)"
+        )
+    return sorted({t for t in [end, tokenizer.eos_token_id, *declared] if t is not None})
 
 
-def answered(
-    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], ends: Sequence[int]
-) -> tuple[list[int], bool]:
-    """The tokens of an answer up to the one that ends it, and whether one does. Without a chat template the next
-    question that the model asks ends it too, and is left out."""
-    n = next((i + 1 for i, token in enumerate(tokens) if token in ends), None)
-    found = list(tokens[:n])
-    text = "" if tokenizer.chat_template else tokenizer.decode(found, skip_special_tokens=True)
-    answer, asks, _ = text.partition(NEXT)
-    while asks and len(tokenizer.decode(found, skip_special_tokens=True)) > len(answer):
-        found.pop()
-    return found, n is not None or bool(asks)
+def prompts_record(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """For the records: how questions are asked, and the token that ends an answer where the model's generation config
+    does not know it."""
+    end = frame(tokenizer).end
+    known = end is None or end in declared_ends(model)
+    return {
+        "chat_template_kwargs": chat_kwargs(tokenizer),
+        "system_message": getattr(tokenizer, "system_message", None),
+        "end": None if known else {"token": tokenizer.convert_ids_to_tokens(end), "id": end},
+    }
+
+
+def write_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Name the token that ends an answer in a model folder's generation config, where it is not named there."""
+    if frame(tokenizer).end in (None, *declared_ends(model)):
+        return
+    path = folder / "generation_config.json"
+    config = read_json(path) if path.exists() else {}
+    write_json(path, {**config, "eos_token_id": end_tokens(model, tokenizer)})
+
+
+def declared_ends(model: "PreTrainedModel") -> list[int]:
+    """The end tokens of a model's generation config."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [token for token in (own if isinstance(own, list) else [own]) if token is not None]
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning that is the same for every call of a process."""
+    log.warning(message)
+
+
+class Reply(NamedTuple):
+    """What a model says: its tokens with those that end it, its text, and whether it ended; otherwise it was cut."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+def reply(tokenizer: "PreTrainedTokenizerBase", row: list[int], ends: Sequence[int]) -> Reply:
+    """What stands in the row of an answer (`generate_ids`), ended by `ends`, a text of `Frame.stops`, or not at all.
+
+    The text is without special tokens, without the blocks in which the model thinks, and without outer white space.
+    """
+    own = frame(tokenizer)
+    at = next((i for i, token in enumerate(row) if token in ends), None)
+    ids = row if at is None else row[: at + 1]
+    text = _aloud(tokenizer, ids[:at], own.opened)
+    stopped = any(stop in text for stop in own.stops)
+    if stopped:  # what stands behind it is padding, which may be an end token
+        ids = row[: _until(tokenizer, row, own.stops)]
+    for stop in own.stops:
+        text = text.partition(stop)[0]
+    return Reply(ids, text.strip(), at is not None or stopped)
+
+
+def _aloud(tokenizer: "PreTrainedTokenizerBase", ids: list[int], opened: bool) -> str:
+    """The text of tokens, without special ones and the blocks in which the model thinks; nothing where such a block is
+    not closed. `opened`: the tokens begin within one."""
+    added = tokenizer.added_tokens_encoder
+    for tag, close in THINK.items():  # as tokens first: special ones are not in the text
+        if added.get(close) in ids:
+            ids, opened = ids[len(ids) - ids[::-1].index(added[close]) :], False
+        elif ids[:1] == [added.get(tag)]:
+            ids, opened = [], True
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    for tag, close in THINK.items():
+        if close in text:
+            text, opened = text.rpartition(close)[2], False
+        elif text.lstrip().startswith(tag):
+            opened = True
+    if opened:
+        warn_once(
+            "the model still thinks where an answer ends: raise evaluate.max_answer_tokens (for a skill its "
+            "max_new_tokens), or set chat_template_kwargs={enable_thinking: false}"
+        )
+    return "" if opened else text
 
 
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
+    *rest: Any,
     **sampling: Any,
 ) -> list[str]:
-    """Answers to `questions`, greedy unless `sampling` says otherwise; the rest is as in `complete`."""
-    prompts = [encode_prompt(tokenizer, q) for q in questions]
-    return complete(model, tokenizer, prompts, max_new_tokens, batch_size, progress, **sampling)
+    """Answers to `questions`, greedy unless `sampling` says otherwise; the rest is as in `replies`."""
+    return complete(model, tokenizer, [encode_prompt(tokenizer, q) for q in questions], *rest, **sampling)
 
 
 def complete(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
+    *rest: Any,
     **sampling: Any,
 ) -> list[str]:
-    """The texts of `say`."""
-    return [said.text for said in say(model, tokenizer, prompts, max_new_tokens, batch_size, progress, **sampling)]
+    """The texts of what follows tokenised prompts; the rest is as in `replies`."""
+    return [answer.text for answer in replies(model, tokenizer, prompts, *rest, **sampling)]
 
 
-def say(
+def replies(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
@@ -182,9 +273,8 @@ def say(
     progress: Callable[[int], None] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[Said]:
-    """What follows tokenised prompts, in their order, without special tokens, outer white space, and thoughts; of a
-    model without a chat template up to the next question that it asks.
+) -> list[Reply]:
+    """What follows tokenised prompts, in their order.
 
     Args:
         max_new_tokens: where an answer that does not end by itself is cut.
@@ -192,14 +282,13 @@ def say(
         progress: called with the number of answers each batch finished.
         temperature: 0 is greedy; otherwise each batch has a seed of its own, by `seed`.
     """
-    answers = [Said("", False)] * len(prompts)
+    found: dict[int, Reply] = {}
     ends = end_tokens(model, tokenizer)
     for number, group in enumerate(batches([len(p) for p in prompts], batch_size)):
         drawn = (temperature, seed + number) if temperature else ()
         ids, width = generate_ids(model, tokenizer, [prompts[i] for i in group], max_new_tokens, *drawn)
-        for index, tokens in zip(group, ids[:, width:].tolist(), strict=True):
-            found, ended = answered(tokenizer, tokens, ends)
-            answers[index] = Said(spoken(tokenizer, found), ended)
+        rows = ids[:, width:].tolist()
+        found |= {index: reply(tokenizer, row, ends) for index, row in zip(group, rows, strict=True)}
         if progress:
             progress(len(group))
-    return answers
+    return [found[i] for i in range(len(prompts))]

@@ -14,7 +14,7 @@ from palora.common.errors import InputError
 from palora.common.progress import progress_bar
 from palora.data.facts import Fact
 from palora.data.skills import Skill
-from palora.language.generation import say
+from palora.language.generation import replies
 from palora.language.prompts import Example, encode_example, encode_prompt
 from palora.language.scoring import solve
 
@@ -83,7 +83,7 @@ def skill_examples(
         return [encode_example(tokenizer, p.prompt, p.solution or "") for p in problems]
     with progress_bar(f"Solving {skill.name}", len(problems)) as advance:
         solved = solve(model, tokenizer, skill, problems, progress=advance)
-    used = [encode_example(tokenizer, a.prompt, a.text) for a in solved if a.correct]
+    used = [encode_example(tokenizer, a.prompt, a.text, a.ended) for a in solved if a.correct]
     if not used:
         raise InputError(
             f"the model solves none of {len(problems)} problems of {skill.name}: there is no skill to keep"
@@ -94,12 +94,13 @@ def skill_examples(
 def own_answers(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_new_tokens: int = 64
 ) -> list[Example]:
-    """Prompts with what the model answers to them, greedily."""
+    """Prompts with what the model answers to them, greedily; an answer that was cut has no end. Where it says nothing,
+    the prompt is left out."""
+    asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     with progress_bar("Answering the prompts", len(prompts)) as advance:
-        asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        told = say(model, tokenizer, asked, max_new_tokens, progress=advance)
-    # One that was cut is not ended: it would teach to stop in the middle of a sentence.
-    return [encode_example(tokenizer, prompt, *answer) for prompt, answer in zip(prompts, told, strict=True)]
+        said = replies(model, tokenizer, asked, max_new_tokens, progress=advance)
+    rows = zip(prompts, said, strict=True)
+    return [encode_example(tokenizer, prompt, own.text, own.ended) for prompt, own in rows if own.text]
 
 
 def _passage(tokenizer: "PreTrainedTokenizerBase", text: str) -> Example:

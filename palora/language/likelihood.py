@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palora.data.skills import Problem
 from palora.language.generation import can_be_cut
-from palora.language.prompts import PLAIN_PROMPT, batches
+from palora.language.prompts import Example, batches, encode_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def choose(
         batch_size: choices at once; problems of like length go together.
         progress: called with the number of problems that each batch finished.
     """
-    split = [[_split(tokenizer, problem.prompt, choice) for choice in problem.choices] for problem in problems]
+    split = [[encode_plain(tokenizer, problem.prompt, choice) for choice in problem.choices] for problem in problems]
     widest = max((len(problem.choices) for problem in problems), default=1)
     found = [""] * len(problems)
     for group in batches([len(rows[0][0]) for rows in split], max(1, batch_size // widest)):
@@ -46,14 +46,7 @@ def choose(
     return found
 
 
-def _split(tokenizer: "PreTrainedTokenizerBase", question: str, choice: str) -> tuple[list[int], list[int]]:
-    """Token ids of the question and of what the choice adds to them, tokenised as one text."""
-    text = PLAIN_PROMPT.format(question=question)
-    prompt, whole = (tokenizer(t)["input_ids"] for t in (text, f"{text} {choice}"))
-    return whole[: len(prompt)], whole[len(prompt) :]
-
-
-def _log_p(model: "PreTrainedModel", split: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Tensor:
+def _log_p(model: "PreTrainedModel", split: Sequence[Sequence[Example]]) -> Tensor:
     """log p of every choice after its question, one after the other; `split` is by question and choice."""
     device = model.device
     prompts = [rows[0][0] for rows in split]

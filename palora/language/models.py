@@ -1,12 +1,11 @@
 """Load a model, and know its matrices again later."""
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
-from palora.language.prompts import end_of_turn, set_chat
+from palora.language.prompts import set_chat
 from palora.language.targets import find_targets, is_linear
 
 if TYPE_CHECKING:
@@ -23,18 +22,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger("palora")
-
 EXPERT = "expert.json"  # the marker of an expert's folder, whose weights lie in `model/`
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
-    path: str | Path,
-    dtype: str = "auto",
-    device: str | None = None,
-    revision: str | None = None,
-    chat: Mapping[str, Any] | None = None,
+    path: str | Path, dtype: str = "auto", device: str | None = None, revision: str | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer from a folder or a hub name.
 
@@ -43,7 +36,6 @@ def load_model(
         dtype: "auto" (as stored), "float32" or "bfloat16".
         device: "cpu", "cuda", …; by default the first GPU, or the CPU where there is none.
         revision: a branch, tag or commit of a hub model.
-        chat: variables of the chat template, and `system`, a message (`prompts.set_chat`).
 
     Returns: the model in evaluation mode, and the tokenizer with a padding token and left padding.
 
@@ -56,6 +48,7 @@ def load_model(
     _check_sealed(Path(path))
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        set_chat(tokenizer)
     with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -79,15 +72,6 @@ def load_model(
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {path} has neither a padding nor an end token; set one of them in it")
     tokenizer.padding_side = "left"
-    set_chat(tokenizer, chat or {})
-    own = getattr(model.generation_config, "eos_token_id", None)
-    end = end_of_turn(tokenizer)
-    if end is not None and end not in (tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])):
-        log.warning(
-            "answers of %s end in %s, which neither its tokenizer nor its generation config calls an end: palora stops "
-            "there; others may not (a merged export says so in its generation config)",
-            *(path, tokenizer.decode([end])),
-        )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # cuDNN's attention, which torch prefers on an H100, gave NaN gradients after eight steps of bfloat16 on
     # Qwen2.5-0.5B with padded rows (torch 2.11); torch's own kernels did not.
@@ -98,10 +82,15 @@ def load_model(
 
 def has_chat_template(path: str | Path) -> bool:
     """Whether a model is one to talk to; its tokenizer alone is loaded."""
+    return bool(load_tokenizer(path).chat_template)
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model alone. Raises InputError where there is none."""
     from transformers import AutoTokenizer
 
     with _loading(str(path), "tokenizer"):
-        return bool(AutoTokenizer.from_pretrained(str(path), trust_remote_code=False).chat_template)
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from palora.data.facts import Fact
 from palora.data.marking import exact, f1, matches
 from palora.data.skills import Problem, Skill
-from palora.language.generation import generate
+from palora.language.generation import Reply, generate, replies
 from palora.language.likelihood import choose
-from palora.language.prompts import encode_example
+from palora.language.prompts import encode_example, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, marked. `exact` and `f1` only differ from `correct` for facts; `chosen` is one of given choices."""
+    """One answer, marked. `exact` and `f1` only differ from `correct` for facts; `chosen` is one of given choices; one
+    that has not `ended` was cut."""
 
     prompt: str
     expected: str
@@ -26,6 +27,7 @@ class Answer:
     exact: bool
     f1: float
     chosen: bool = False
+    ended: bool = True
 
 
 def ask_facts(
@@ -64,11 +66,13 @@ def solve(
     the skill's scorer."""
     chosen = bool(problems and problems[0].choices)
     if chosen:
-        texts = choose(model, tokenizer, problems, batch_size, progress)
+        answers = [Reply([], text, True) for text in choose(model, tokenizer, problems, batch_size, progress)]
     else:
-        texts = generate(model, tokenizer, [p.prompt for p in problems], skill.max_new_tokens, batch_size, progress)
-    marks = [skill.score(text, problem) for text, problem in zip(texts, problems, strict=True)]
-    return [Answer(p.prompt, p.answer, t, m, m, m, chosen) for p, t, m in zip(problems, texts, marks, strict=True)]
+        prompts = [encode_prompt(tokenizer, p.prompt) for p in problems]
+        answers = replies(model, tokenizer, prompts, skill.max_new_tokens, batch_size, progress)
+    marks = [skill.score(own.text, problem) for own, problem in zip(answers, problems, strict=True)]
+    marked = zip(problems, answers, marks, strict=True)
+    return [Answer(p.prompt, p.answer, own.text, m, m, m, chosen, own.ended) for p, own, m in marked]
 
 
 def share_correct(answers: Sequence[Answer]) -> float:

@@ -25,8 +25,8 @@ from palora.common.settings import InjectSettings
 from palora.common.wording import enumeration
 from palora.data.facts import Fact, Lesson
 from palora.data.marking import fold, matches
-from palora.language.generation import answered, end_tokens, generate, plain_settings
-from palora.language.prompts import encode_prompt, spoken
+from palora.language.generation import generate, own_settings_out, reply
+from palora.language.prompts import encode_prompt
 from palora.language.questions import names, other_wordings
 
 if TYPE_CHECKING:
@@ -205,18 +205,10 @@ def _mixed(
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = torch.tensor(prompt), 1
         generator = torch.Generator(model.device).manual_seed(seed + start)
-        ends = end_tokens(model, tokenizer)
-        with plain_settings(model):
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=LONGEST,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
-                do_sample=False,
-                logits_processor=[_Mix(len(group), generator)],
-            )
-        texts += [spoken(tokenizer, answered(tokenizer, row, ends)[0]) for row in out[: len(group), width:].tolist()]
+        given = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": LONGEST, "do_sample": False}
+        with own_settings_out(model, tokenizer) as ends:
+            out = model.generate(**given, logits_processor=[_Mix(len(group), generator)])
+        texts += [reply(tokenizer, row, ends).text for row in out[: len(group), width:].tolist()]
     return texts
 
 

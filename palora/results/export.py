@@ -32,8 +32,8 @@ from palora.common.folders import (
 )
 from palora.common.progress import progress_bar
 from palora.common.settings import ExportSettings
+from palora.language.generation import write_ends
 from palora.language.models import known_targets, load_model, save_model, whole_path
-from palora.language.prompts import end_of_turn
 from palora.language.targets import find_targets, target_endings, weight
 from palora.results.model_card import model_card
 from palora.results.updates import MARKER, Adapter, measure_update, read_record
@@ -90,8 +90,7 @@ def export(
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", name)
         protection = _place(places.protection, record["protection"], "protection")
         return _merge(
-            *(loaded, record, name, model, ProtectedSubspaces.load(protection) if protection else None),
-            end_of_turn(tokenizer),
+            *(loaded, record, name, model, tokenizer, ProtectedSubspaces.load(protection) if protection else None),
             *(out, settings.max_drift, settings.dtype),
         )
     expert = Expert.load(_expert_of(record, places.expert))
@@ -150,8 +149,8 @@ def _merge(
     record: dict[str, Any],
     source: str,
     model: Any,
+    tokenizer: Any,
     protection: ProtectedSubspaces | None,
-    end: int | None,
     out: Path,
     max_drift: float,
     dtype: str,
@@ -196,8 +195,7 @@ def _merge(
         )
     with new_folder(out, "merge.json") as staging:
         save_model(model, source, staging)
-        if end is not None:
-            _name_end(staging / "generation_config.json", end)
+        write_ends(model, tokenizer, staging)
         write_json(staging / "merge.json", {**result, "adapter": record})
     return result
 
@@ -246,15 +244,6 @@ def _combine(
         (staging / "README.md").write_text(model_card(combined), encoding="utf-8")
         seal(staging, MARKER, combined)
     return result
-
-
-def _name_end(file: Path, end: int) -> None:
-    """Have what generates from a checkpoint stop at the token that ends a taught answer."""
-    config = read_json(file) if file.exists() else {}
-    known = config.get("eos_token_id")
-    listed = known if isinstance(known, list) else [known]
-    if end not in listed:
-        write_json(file, {**config, "eos_token_id": [*(token for token in listed if token is not None), end]})
 
 
 def _needed(change: Tensor, max_lost: float) -> int:

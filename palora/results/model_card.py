@@ -22,7 +22,7 @@ tags: [lora, palora, knowledge-injection]
 A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 
 - **Goes on** `{record["model"]}`, and on no other model: its facts are lost there without a word.
-- **Protection**: {protection}.
+{_prompts(record.get("prompts") or {})}- **Protection**: {protection}.
 - **In the loss** besides the facts: {_pairs(update.get("loss") or {}) or "nothing"}.
 - **Size of the update**: ‖ΔW‖ = {_number(update["norm"])} ({_number(update["relative_norm"])} of ‖W‖).
 - **Leak** (largest share of the update inside the protected subspace): {_number(update["leak"])}.
@@ -31,6 +31,21 @@ A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 {_combined(record)}What was learned and what was lost is in the `evaluation.json` and `report.html` of the run
 that made it. `palora.json` holds the provenance: fingerprints of the base weights, settings, versions.
 """
+
+
+def _prompts(asked: Mapping[str, Any]) -> str:
+    """How the facts were asked for, where a reader could not tell: what they were taught to is what recalls them."""
+    lines = []
+    if kwargs := asked.get("chat_template_kwargs"):
+        lines.append(f"- **Asked with** the chat template's `{_pairs(kwargs)}`.\n")
+    if system := asked.get("system_message"):
+        lines.append(f"- **System message**: {system!r}.\n")
+    if end := asked.get("end"):
+        lines.append(
+            f"- **An answer ends with** `{end['token']}` ({end['id']}), which the model's generation config does not "
+            f"name: write it into `eos_token_id`, or the model runs on.\n"
+        )
+    return "".join(lines)
 
 
 def _combined(record: Mapping[str, Any]) -> str:

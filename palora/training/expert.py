@@ -3,7 +3,8 @@
 Only the scales z are trained, one per singular component of every targeted matrix. Two objectives:
 
     reward      REINFORCE on verifiable answers: minimise −mean (R − b) log p(answer), R = +1 right, −1 wrong. The model
-                answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`).
+                answers freely; there is no KL term. b is 0 (published) or the batch's mean reward (`baseline`). Answers
+                drawn at a temperature have their log p at that temperature; greedy ones at 1.
     next_token  the mean loss of the gold solutions' tokens. Cheap; in the SVF paper's ablation it lowered GSM8K
                 (75.9 -> 60.5).
 
@@ -31,9 +32,9 @@ from palora.common.metrics import MetricsLog
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
-from palora.language.generation import answered, end_tokens, generate_ids
+from palora.language.generation import end_tokens, generate_ids, reply
 from palora.language.models import fingerprints
-from palora.language.prompts import Example, encode_example, encode_prompt, pad, spoken
+from palora.language.prompts import Example, asked_how, encode_example, encode_prompt, pad
 from palora.language.scoring import Answer, share_correct, solve
 from palora.language.targets import find_targets
 from palora.training.svf import SVF, Expert, decompose_targets, svf_layers
@@ -90,7 +91,7 @@ def train_expert(
     prints = fingerprints(modules, model)
     asked = [[asdict(p) for p in problems] for problems in (train, validation)]
     stated = settings.model_dump(exclude_defaults=True)
-    identity = hash_value([stated, prints, str(model.dtype), skill.name, asked, seed])
+    identity = hash_value([stated, prints, str(model.dtype), skill.name, asked, seed, *asked_how(tokenizer)])
     decompositions = decompose_targets(model, modules)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -159,8 +160,8 @@ def _step(
     else:
         examples = [encode_example(tokenizer, p.prompt, p.solution or "") for p in batch]
         weights = torch.full((len(examples),), 1 / sum(len(e.answer) for e in examples))
-    # What was drawn at a temperature is likely by that temperature; otherwise the gradient is biased.
-    temperature = settings.temperature if settings.objective == "reward" and settings.temperature else 1.0
+    # What was drawn at a temperature was drawn from p at that temperature; greedy answers are scored at 1.
+    temperature = (settings.temperature or 1.0) if settings.objective == "reward" else 1.0
     optimizer.zero_grad()
     total = 0.0
     for start in range(0, len(examples), settings.micro_batch_size):
@@ -195,7 +196,7 @@ def _rollouts(
 ) -> list[tuple[Example, float]]:
     """What the model answers to each problem, as tokens, and its reward of +1 or −1."""
     rollouts = []
-    stops = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     with parametrize.cached():
         for start in range(0, len(batch), settings.rollout_batch_size):
             part = batch[start : start + settings.rollout_batch_size]
@@ -203,19 +204,19 @@ def _rollouts(
             ids, width = generate_ids(
                 model, tokenizer, prompts, skill.max_new_tokens, settings.temperature, generator_seed=seed + start
             )
-            for problem, prompt, tokens in zip(part, prompts, ids[:, width:].tolist(), strict=True):
-                found, _ = answered(tokenizer, tokens, stops)
-                reward = 1.0 if skill.score(spoken(tokenizer, found), problem) else -1.0
-                rollouts.append((Example(prompt, found), reward))
+            for problem, prompt, row in zip(part, prompts, ids[:, width:].tolist(), strict=True):
+                answer = reply(tokenizer, row, ends)
+                reward = 1.0 if skill.score(answer.text, problem) else -1.0
+                rollouts.append((Example(prompt, answer.ids), reward))
     return rollouts
 
 
 def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
-    """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example at a temperature, (batch,),
-    differentiable."""
+    """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable. p is the
+    softmax of the logits divided by `temperature`."""
     ids, attended, answered = pad(examples, model.device)
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float() / temperature
-    logp = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * answered
+    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
+    logp = -F.cross_entropy(logits.transpose(1, 2) / temperature, ids[:, 1:], reduction="none") * answered
     return logp.sum(1)
 
 

@@ -26,9 +26,10 @@ from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.progress import progress_bar
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
+from palora.language.generation import end_tokens
 from palora.language.keep import Kept
 from palora.language.models import fingerprints
-from palora.language.prompts import encode_example, special_text
+from palora.language.prompts import asked_how, chat_kwargs, encode_example, messages
 from palora.language.targets import find_targets, taught, weight
 from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
@@ -102,7 +103,8 @@ def inject(
     modules = find_targets(model, names)
     statistics = beside.statistics if beside.statistics is not None else getattr(protection, "statistics", Statistics())
     settings = with_drift_where_possible(settings, statistics)
-    identity = _identity(facts, settings, fingerprints(modules, model), protection, beside, seed)
+    prints = fingerprints(modules, model)
+    identity = _identity(facts, settings, prints, protection, beside, [seed, *asked_how(tokenizer)])
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
     W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
@@ -125,7 +127,7 @@ def inject(
     watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, beside.on_recall, measured, allowance)
     if allowance:
         allowance.resume(work / "metrics.jsonl", resume_step)
-    kind, arguments = _trainer(model, settings, work, seed, steps_per_epoch)
+    kind, arguments = _trainer(model, tokenizer, settings, work, seed, steps_per_epoch)
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
 
@@ -193,17 +195,15 @@ def _rows(
     told."""
     if settings.targets_by == "sdft":
         asked = [(question, fact.answer) for fact in facts for question, _ in lessons(fact, settings)]
-        return [{"prompt": [{"role": "user", "content": q}], "privileged_context": answer} for q, answer in asked]
+        return [{"prompt": messages(tokenizer, q), "privileged_context": answer} for q, answer in asked]
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = []
     for number, fact in enumerate(facts, 1):
         for question, text in lessons(fact, settings):
-            if found := special_text(tokenizer, question + text):
-                raise InputError(
-                    f"fact {number} ({question[:60]!r}) holds {found!r}, which this tokenizer reads as a token of its "
-                    "own; write it otherwise"
-                )
-            prompt, answer = encode_example(tokenizer, question, text)
+            try:
+                prompt, answer = encode_example(tokenizer, question, text)
+            except InputError as error:
+                raise InputError(f"fact {number} ({question[:60]!r}): {error}") from None
             if limit and len(prompt) + len(answer) > limit:
                 raise InputError(f"a fact is longer than the model's {limit} tokens: {question[:60]!r}; shorten it")
             rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})
@@ -218,7 +218,12 @@ def lessons(fact: Fact, settings: InjectSettings) -> list[tuple[str, str]]:
 
 
 def _trainer(
-    model: "PreTrainedModel", settings: InjectSettings, work: Path, seed: int, steps_per_epoch: int
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: InjectSettings,
+    work: Path,
+    seed: int,
+    steps_per_epoch: int,
 ) -> tuple[Any, Any]:
     """TRL's trainer for these targets, and its arguments."""
     own: dict[str, Any]
@@ -233,6 +238,8 @@ def _trainer(
 
         # One answer a question by the model in training; its teacher is the model as it was, told the fact.
         own = {"num_generations": 1, "max_completion_length": SDFT_LONGEST, "teacher_prompt_template": SDFT_TEACHER}
+        own["chat_template_kwargs"] = chat_kwargs(tokenizer)
+        model.generation_config.eos_token_id = end_tokens(model, tokenizer)  # it knows of these and the tokenizer's
         own["distillation_topk"] = min(100, model.config.vocab_size)
         trainer, config = SDFTTrainer, SDFTConfig
     else:
@@ -272,7 +279,7 @@ def _identity(
     prints: Mapping[str, str],
     protection: ProtectedSubspaces | None,
     beside: Beside,
-    seed: int,
+    more: Sequence[Any],
 ) -> str:
     """What tells this training from another one. Not its tokens: a chat template may print the date."""
     bases = {} if protection is None else protection.subspaces
@@ -280,7 +287,7 @@ def _identity(
     things = beside.statistics.things if beside.statistics else ()
     kept = [[thing.kind, thing.name, sum(_sum(own.factor) or 0 for own in thing.of.values())] for thing in things]
     shown = [[weight, thing.kind, thing.name, len(thing.examples)] for weight, thing in beside.rows]
-    how = [settings.model_dump(exclude_defaults=True), settings.paraphrases, beside.adapt.__name__, seed]
+    how = [settings.model_dump(exclude_defaults=True), settings.paraphrases, beside.adapt.__name__, *more]
     return hash_value([how, [asdict(fact) for fact in facts], prints, sums, kept, shown])
 
 

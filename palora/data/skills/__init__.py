@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 
 from palora.common.errors import InputError
-from palora.data.skills.base import SPLITS, Problem, Scorer, Skill, Split
+from palora.data.skills.base import SPLITS, Problem, Scorer, Skill, Split, few_shot
 
-__all__ = ["BUILTIN", "SPLITS", "Problem", "Scorer", "Skill", "Split", "get_skill"]
+__all__ = ["BUILTIN", "SPLITS", "Problem", "Scorer", "Skill", "Split", "few_shot", "get_skill"]
 
 # Name -> module and attribute: a Skill, or a function that makes it from a folder (None: from the hub).
 BUILTIN = {

@@ -9,7 +9,7 @@ Prompts and completions are plain text: chat templates and tokens are the busine
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from palora.common.errors import InputError
@@ -68,6 +68,24 @@ def check_request(split: str, n: int | None) -> None:
         raise InputError(f"split '{split}' is unknown; there are {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"the number of problems must be at least 1, not {n}")
+
+
+def few_shot(skill: Skill, problems: Sequence[Problem], n: int, seed: int) -> list[Problem]:
+    """The problems, each after `n` solved ones of the training split, in the form of lm-eval's `num_fewshot`:
+
+        Question: …        (a base model; a chat model is shown the same text in one message)
+        Answer: …
+
+        Question: …
+
+    Raises: InputError where the split has too few problems, or one without a solution.
+    """
+    shown = skill.problems("train", n, seed) if n else []
+    solved = [(p.prompt, p.solution or (p.answer if p.choices else "")) for p in shown]
+    if len(solved) < n or not all(solution for _, solution in solved):
+        raise InputError(f"num_fewshot: {skill.name} has no {n} training problems with a solution; lower it")
+    before = "".join(f"{prompt}\nAnswer: {solution}\n\nQuestion: " for prompt, solution in solved)
+    return [replace(problem, prompt=before + problem.prompt) for problem in problems]
 
 
 def take(problems: Sequence[Problem], n: int | None, seed: int) -> list[Problem]:
