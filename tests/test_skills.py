@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from palora.common.errors import InputError
-from palora.data.skills import BUILTIN, SPLITS, Problem, get_skill
+from palora.data.skills import BUILTIN, SPLITS, Problem, few_shot, get_skill
 from palora.data.skills.code import extract_code, run_tests
 from palora.data.skills.humaneval import body
 from palora.data.skills.numbers import boxed, final_number, parse_number
@@ -654,3 +654,33 @@ def test_a_wrong_row_of_a_local_skill_is_named(tmp_path, row, message):
     file.write_text(json.dumps({"prompt": "0?", "answer": "1", "scorer": "exact"} | row))
     with pytest.raises(InputError, match=message):
         get_skill(str(file))
+
+
+def test_any_row_of_a_local_skill_may_say_the_length_of_an_answer_but_all_the_same(tmp_path):
+    rows = [{"prompt": f"{i}?", "answer": "1", "scorer": "exact"} for i in range(4)]
+    rows[2]["max_new_tokens"] = 9
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert get_skill(str(file)).max_new_tokens == 9
+    rows[3]["max_new_tokens"] = 8
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"line 4: 'max_new_tokens' is 8, and 9 in .*line 3"):
+        get_skill(str(file))
+
+
+def test_solved_problems_before_a_problem_are_lm_evals_few_shot(tmp_path):
+    rows = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1), "solution": f"It is {i + 1}."} for i in range(8)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("\n".join(json.dumps({**row, "scorer": "number"}) for row in rows))
+    skill = get_skill(str(file))
+    [problem] = skill.problems("test", 1, 0)
+    [found] = few_shot(skill, [problem], 2, 0)
+    first, second = skill.problems("train", 2, 0)
+    assert f"Question: {found.prompt}\nAnswer:" == (
+        f"Question: {first.prompt}\nAnswer: {first.solution}\n\n"
+        f"Question: {second.prompt}\nAnswer: {second.solution}\n\nQuestion: {problem.prompt}\nAnswer:"
+    )
+    assert found.answer == problem.answer and skill.score(f"It is {problem.answer}", found)
+    assert few_shot(skill, [problem], 0, 0) == [problem]
+    with pytest.raises(InputError, match="sums has no 5 training problems with a solution"):
+        few_shot(skill, [problem], 5, 0)

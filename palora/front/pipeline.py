@@ -23,7 +23,7 @@ from palora.front import stages
 from palora.front.recipe import Plan, Recipe, dump_recipe
 from palora.front.words import wanted, write_words
 from palora.language.models import check_source, load_tokenizer
-from palora.language.prompts import frame, set_chat
+from palora.language.prompts import check_facts, set_chat
 from palora.language.words import same_words, taught_by
 from palora.results.export import combine_if_it_fits
 from palora.results.updates import MARKER as ADAPTER
@@ -126,13 +126,12 @@ def check(recipe: Recipe, out: Path) -> None:
     check_source(recipe.model, recipe.dtype, recipe.device)
     tokenizer = load_tokenizer(recipe.model)
     set_chat(tokenizer, recipe.chat_template_kwargs, recipe.system_message)
-    frame(tokenizer)  # a template that shows no question is told of now
     chat = bool(tokenizer.chat_template)
     for arm in recipe.trained_arms:
         taught_by(recipe.arm(arm)[1], chat)
     for given in (recipe.facts, recipe.known_facts, recipe.kept_facts):
         if given is not None:
-            read_facts(given)
+            check_facts(tokenizer, read_facts(given))
     for file in filter(None, (recipe.text, recipe.prompts)):
         stages.read_lines(file)
     trained, *others = stages.get_skills(recipe.skills)

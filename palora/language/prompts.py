@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from palora.common.errors import InputError
+from palora.data.facts import Fact
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,19 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", question: str, answer: 
     return _example(tokenizer, frame(tokenizer), question, answer, ended)
 
 
+def check_facts(tokenizer: "PreTrainedTokenizerBase", facts: Sequence[Fact]) -> None:
+    """Raise InputError, with the number of the fact, where the text of a special token cannot be written as text."""
+    own = frame(tokenizer)
+    for number, fact in enumerate(facts, 1):
+        lessons = [text for lesson in fact.teach for text in (lesson.question, lesson.answer)]
+        for text in (fact.question, fact.answer, *fact.paraphrases, *lessons):
+            try:
+                if own.controls.search(text):
+                    _ids(tokenizer, own, ("", text))
+            except InputError as error:
+                raise InputError(f"fact {number} ({fact.question[:60]!r}): {error}") from None
+
+
 def encode_plain(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str) -> Example:
     """Token ids of a question and what `answer` adds to it in the plain form, without an end, whatever the template."""
     return _example(tokenizer, _plain_frame(tokenizer, str(tokenizer.eos_token)), question, answer, ended=False)
@@ -202,7 +216,7 @@ def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str, plain: bool = False
     return ids
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _plain_frame(tokenizer: "PreTrainedTokenizerBase", eos: str) -> Frame:
     head, middle = PLAIN_PROMPT.split("{question}")
     end, ending = tokenizer.eos_token_id, tokenizer.eos_token or ""
@@ -213,7 +227,7 @@ def _plain_frame(tokenizer: "PreTrainedTokenizerBase", eos: str) -> Frame:
     return Frame(head, middle, middle, " ", ending, end, (PLAIN_STOP,), controls, tuple(full[:start]))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _chat_frame(tokenizer: "PreTrainedTokenizerBase", stated: str) -> Frame:
     prompt, whole = _rendered(tokenizer)
     head, asked = prompt.split(_QUESTION)

@@ -26,7 +26,7 @@ from palora.common.wording import enumeration
 from palora.data.facts import Fact, Lesson
 from palora.data.marking import fold, matches
 from palora.language.generation import generate, own_settings_out, reply
-from palora.language.prompts import encode_prompt
+from palora.language.prompts import check_facts, encode_prompt
 from palora.language.questions import names, other_wordings
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def own_words(
         raise InputError(
             "the model has no chat template, and so no own words for an answer; use inject.targets_by=bare"
         )
+    check_facts(tokenizer, facts)
     how = "mixed" if settings.targets_by == "mixed" else "model"
     wordings, samples = settings.wordings, settings.samples
     untaught = [fact for fact in facts if not fact.teach]

@@ -29,7 +29,7 @@ from palora.data.facts import Fact
 from palora.language.generation import end_tokens
 from palora.language.keep import Kept
 from palora.language.models import fingerprints
-from palora.language.prompts import asked_how, chat_kwargs, encode_example, messages
+from palora.language.prompts import asked_how, chat_kwargs, check_facts, encode_example, messages
 from palora.language.targets import find_targets, taught, weight
 from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
@@ -193,17 +193,15 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """One row a lesson: token ids, and labels that are −100 on the prompt. For SDFT: a prompt, and what its teacher is
     told."""
+    check_facts(tokenizer, facts)
     if settings.targets_by == "sdft":
         asked = [(question, fact.answer) for fact in facts for question, _ in lessons(fact, settings)]
         return [{"prompt": messages(tokenizer, q), "privileged_context": answer} for q, answer in asked]
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = []
-    for number, fact in enumerate(facts, 1):
+    for fact in facts:
         for question, text in lessons(fact, settings):
-            try:
-                prompt, answer = encode_example(tokenizer, question, text)
-            except InputError as error:
-                raise InputError(f"fact {number} ({question[:60]!r}): {error}") from None
+            prompt, answer = encode_example(tokenizer, question, text)
             if limit and len(prompt) + len(answer) > limit:
                 raise InputError(f"a fact is longer than the model's {limit} tokens: {question[:60]!r}; shorten it")
             rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})

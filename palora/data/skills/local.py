@@ -5,8 +5,8 @@
 
 `solution`, a whole right completion, is optional. All rows name the same scorer; `file.jsonl#number` (or `--scorer`)
 names it for all of them. Where nobody does, it follows from the answers: `number` if all are numbers, `choice` if all
-are letters A to E, `likelihood` if there are choices, else `contains`. The first row may say `max_new_tokens`, how long
-an answer may get (512 by default).
+are letters A to E, `likelihood` if there are choices, else `contains`. A row may say `max_new_tokens`, how long
+every answer may get (512 by default).
 
     {"prompt": "What is a whale?", "answer": "a mammal", "scorer": "likelihood", "choices": ["a fish", "a mammal"]}
 
@@ -49,9 +49,7 @@ def skill(path: Path, scorer: str | None = None) -> Skill:
         require_math_verify()
     everything = [_problem(row, scorer) for row in rows]
     splits = _splits(rows)
-    limit = rows[0].fields.get("max_new_tokens", MAX_NEW_TOKENS)
-    if type(limit) is not int or limit < 1:
-        raise InputError(f"{rows[0].where}: 'max_new_tokens' must be a whole number of at least 1, not {limit!r}")
+    limit = _limit(rows)
     seen: dict[str, Row] = {}
     for row, problem in zip(rows, everything, strict=True):
         if (first := seen.setdefault(problem.prompt, row)) is not row:
@@ -66,6 +64,19 @@ def skill(path: Path, scorer: str | None = None) -> Skill:
 
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     return Skill(name, limit, problems, SCORERS[scorer])
+
+
+def _limit(rows: list[Row]) -> int:
+    """How long an answer may get: what the rows that say it say alike."""
+    said = [(row, row["max_new_tokens"]) for row in rows if "max_new_tokens" in row.fields]
+    for row, limit in said:
+        if type(limit) is not int or limit < 1:
+            raise InputError(f"{row.where}: 'max_new_tokens' must be a whole number of at least 1, not {limit!r}")
+        if limit != said[0][1]:
+            raise InputError(
+                f"{row.where}: 'max_new_tokens' is {limit}, and {said[0][1]} in {said[0][0].where}; use one"
+            )
+    return int(said[0][1]) if said else MAX_NEW_TOKENS
 
 
 def _splits(rows: list[Row]) -> list[str]:
