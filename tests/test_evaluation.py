@@ -6,6 +6,7 @@ from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
 from palora.language import scoring
+from palora.language.generation import Reply
 from palora.results import evaluation
 from palora.results.evaluation import Base, Questions, evaluate, wilson
 
@@ -18,6 +19,9 @@ FACTS = [
 def answering(monkeypatch, answers):
     """The model says what `answers` has for the question, whatever the model."""
     monkeypatch.setattr(scoring, "generate", lambda model, tokenizer, questions, *rest: [answers[q] for q in questions])
+    monkeypatch.setattr(scoring, "encode_prompt", lambda tokenizer, question: question)
+    said = lambda model, tokenizer, questions, *rest: [Reply([], answers[q], True) for q in questions]  # noqa: E731
+    monkeypatch.setattr(scoring, "replies", said)
 
 
 def test_facts_are_marked_by_alias_and_exactly(monkeypatch, tokenizer):
