@@ -251,7 +251,7 @@ def test_gsm8k_rows():
     check_gsm8k(skill, problems)
     assert [p.answer for p in problems] == ["48", "1530", "10", "45", "96", "5"]  # rows 0, 2 train; 1, 3 validate
     assert problems[2].solution.endswith("Tom pays 0.25 x 40 = $10.\n#### 10")
-    assert "#### N" in problems[0].prompt
+    assert problems[0].prompt.endswith("after ####.")  # no letter in the number's place: small models copy it
 
 
 @shared("gsm8k_train.jsonl", "gsm8k_test.jsonl")

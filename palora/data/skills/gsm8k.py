@@ -19,7 +19,8 @@ from palora.data.skills.base import Problem, Skill, Split, check_request, take
 from palora.data.skills.numbers import final_number, parse_number
 from palora.data.skills.rows import Row, read_folder, read_hub
 
-REQUEST = "Reason step by step, then end with a line `#### N`, where N is the answer as a plain number."
+# Of five wordings the one that small models follow best: asked for "a line `#### N`, where N is …" they write `#### N`.
+REQUEST = "Reason step by step. Then write the final answer, as a plain number, after ####."
 CALCULATOR = re.compile(r"<<.*?>>")  # marks for a calculator that is not there
 
 
