@@ -46,7 +46,7 @@ ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert fold
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="paper: the published settings in place of our defaults.")]
 CHAT = ("chat_template_kwargs", "system_message")
-MODEL = ("model", "dtype", "device", "seed", *CHAT, "targets")
+MODEL = ("model", "dtype", "load", "device", "seed", *CHAT, "targets")
 KEPT = ("skills", "known_facts", "text", "prompts")
 
 
@@ -181,11 +181,15 @@ def evaluate(
 
 
 _OF_STAGE: dict[Callable[..., None], list[Option]] = {
-    expert: [*options(Plan, only=(*MODEL, "skills")), SCORER, *options(ExpertSettings, "expert")],
+    expert: [
+        *options(Plan, only=(*(name for name in MODEL if name != "load"), "skills")),
+        SCORER,
+        *options(ExpertSettings, "expert"),
+    ],
     protect: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(ProtectSettings, "protect")],
     inject: [*options(Plan, only=(*MODEL, *KEPT, "facts")), *FACTS, SCORER, *options(InjectSettings, "inject")],
     evaluate: [
-        *options(Plan, only=("model", "dtype", "device", "seed", *CHAT, "skills", "facts", "known_facts")),
+        *options(Plan, only=("model", "dtype", "load", "device", "seed", *CHAT, "skills", "facts", "known_facts")),
         *(*FACTS, SCORER),
         *options(EvaluateSettings, "evaluate"),
     ],

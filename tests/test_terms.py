@@ -59,7 +59,7 @@ def test_drift_is_that_of_dense_algebra(model, tokenizer, examples, directions, 
         keep = Keep([get_skill("chain")], examples=16)
         protection = protect(model, tokenizer, ProtectSettings(rule="covariance", strength=3.0), keep)
     tuned = adapted(model, list(targets), protection)
-    term = Drift(statistics, W, weight=7.0)
+    term = Drift(statistics, targets, weight=7.0)
     found = term.squares(tuned).mean()
     dense = []
     for name, own in statistics.items():
@@ -131,7 +131,7 @@ def test_each_term_keeps_the_outputs_nearer(change, tokenizer, tmp_path):
         model = tiny_llama()
         statistics = protect(model, tokenizer, ProtectSettings(rule="none"), keep).statistics
         kept = weighed(keep.tokenised(model, tokenizer), settings.keep.weights)
-        before = {n: weight(m).clone() for n, m in find_targets(model).items()}
+        before = find_targets(model)
         beside = Beside(statistics=statistics, rows=kept)
         tuned, _ = inject(model, tokenizer, new_facts(8), settings, work, beside=beside)
         if "drift" in change:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 BUDGET = ("k", "fraction", "share", "strength")  # of a protection: one of them
 ADDED = ("drift", "replay", "distil")  # to the loss
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Bits = Literal["4bit", "8bit"]  # that weights are quantised to when they are loaded
 # What an arm does without unless it says so: plain LoRA is taught the answers as they are.
 PLAIN: dict[str, Any] = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None, "targets_by": "bare"}
 

@@ -123,6 +123,8 @@ def check(recipe: Recipe, out: Path) -> None:
             raise InputError(
                 f"{where}: the rule {rule.rule} reads an expert's scales: give the recipe an `expert:` section"
             )
+    if recipe.expert:
+        stages.check_expert(recipe)
     check_source(recipe.model, recipe.dtype, recipe.device)
     tokenizer = load_tokenizer(recipe.model)
     set_chat(tokenizer, recipe.chat_template_kwargs, recipe.system_message)

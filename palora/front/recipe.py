@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from palora.common.errors import InputError
 from palora.common.settings import (
     PLAIN,
+    Bits,
     Dtype,
     EvaluateSettings,
     ExpertSettings,
@@ -41,6 +42,9 @@ class Plan(Settings):
 
     model: str = Field(description="a folder or a hub name")
     dtype: Dtype = Field("auto", description="of the base weights")
+    load: Bits | None = Field(
+        None, description="quantise the base weights when they are loaded, by bitsandbytes; not with an expert"
+    )
     device: str | None = Field(None, description="where to run, cpu or cuda; by default the first GPU, if there is one")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     targets: list[str] | None = Field(

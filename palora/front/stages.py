@@ -73,10 +73,10 @@ class Models:
 
     def load(self, plan: Plan) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The model of a plan and its tokenizer, as they were loaded: whoever changes the weights calls `drop`."""
-        key = (plan.model, plan.dtype, str(plan.device))
+        key = (plan.model, plan.dtype, str(plan.load), str(plan.device))
         if key not in self._held:
             self.drop()  # two at once may not fit
-            self._held[key] = load_model(plan.model, plan.dtype, plan.device)
+            self._held[key] = load_model(plan.model, plan.dtype, plan.device, load=plan.load)
         set_chat(self._held[key][1], plan.chat_template_kwargs, plan.system_message)
         return self._held[key]
 
@@ -89,6 +89,7 @@ def train_expert(plan: Plan, out: Path, models: Models | None = None) -> None:
     """`palora expert`: a model and a skill -> `expert/`, with the expert's weights as a model folder in it."""
     if not plan.skills or plan.expert is None:
         raise InputError("an expert is trained on a skill: give --skill")
+    check_expert(plan)
     source = get_skill(plan.skills[0])
     inputs = inputs_of(plan, plan.expert, skill=skill_identity(plan.skills[0]))
     if done(out, EXPERT, inputs):
@@ -105,6 +106,12 @@ def train_expert(plan: Plan, out: Path, models: Models | None = None) -> None:
         made = fingerprints(find_targets(model, list(expert.scales)), model)
         record = {**expert.record, "expert_fingerprints": made, **provenance(inputs, started)}
         replace(expert, record=record).save(out, work / "metrics.jsonl", model, plan.model)
+
+
+def check_expert(plan: Plan) -> None:
+    """Raises InputError where the plan's model cannot have an expert."""
+    if plan.load:
+        raise InputError(f"load: {plan.load} goes without an expert, which changes the weights: leave one of them out")
 
 
 def protect(plan: Plan, out: Path, expert: Path | None = None, models: Models | None = None) -> None:
@@ -190,6 +197,7 @@ def inject(
             update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())
             record = {
                 **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
+                "load": plan.load,
                 "protection": str(protected.resolve()) if protected else None,
                 **{key: rule[key] for key in ("rule", "sides", "budget", "coverage")},
                 "prompts": asked,
@@ -485,6 +493,8 @@ def inputs_of(plan: Plan, settings: Any, **parts: Any) -> dict[str, Any]:
         "targets": plan.targets,
         "seed": plan.seed,
     }
+    if plan.load:
+        shared["load"] = plan.load
     if plan.chat_template_kwargs or plan.system_message:
         shared["chat"] = [plan.chat_template_kwargs, plan.system_message]
     return {**shared, "settings": settings.identity(), **parts}

@@ -1,9 +1,11 @@
 """Load a model, and know its matrices again later."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +16,25 @@ from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
+from palora.common.settings import Bits
 from palora.language.prompts import set_chat
-from palora.language.targets import find_targets, is_linear
+from palora.language.targets import find_targets, is_linear, weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EXPERT = "expert.json"  # the marker of an expert's folder, whose weights lie in `model/`
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
-    path: str | Path, dtype: str = "auto", device: str | None = None, revision: str | None = None
+    path: str | Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    load: Bits | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer from a folder or a hub name.
 
@@ -36,6 +43,8 @@ def load_model(
         dtype: "auto" (as stored), "float32" or "bfloat16".
         device: "cpu", "cuda", …; by default the first GPU, or the CPU where there is none.
         revision: a branch, tag or commit of a hub model.
+        load: "4bit" (NF4, its own constants quantised too, as QLoRA has it) or "8bit": quantise the weights of the
+            linear layers by bitsandbytes.
 
     Returns: the model in evaluation mode, and the tokenizer with a padding token and left padding.
 
@@ -46,6 +55,9 @@ def load_model(
     path = str(path)
     check_source(path, dtype, device)
     _check_sealed(Path(path))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # A quantised model is made on its device, and stays there.
+    quantised = {"quantization_config": _quantisation(load, dtype), "device_map": {"": device}} if load else {}
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         set_chat(tokenizer)
@@ -58,6 +70,7 @@ def load_model(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # of those the report tells, and so do we
             output_loading_info=True,
+            **quantised,
         )
     # transformers only warns here, and goes on with random values.
     for wrong, names in (("lack", report["missing_keys"]), ("have another shape of", report["mismatched_keys"])):
@@ -72,12 +85,31 @@ def load_model(
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {path} has neither a padding nor an end token; set one of them in it")
     tokenizer.padding_side = "left"
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if load:
+        # Once, before bitsandbytes lays 4-bit weights out anew, which it does at the first answer on some CPUs.
+        fingerprints(find_targets(model), model)
+    else:
+        model.to(device)
     # cuDNN's attention, which torch prefers on an H100, gave NaN gradients after eight steps of bfloat16 on
     # Qwen2.5-0.5B with padded rows (torch 2.11); torch's own kernels did not.
     torch.backends.cuda.enable_cudnn_sdp(False)
     _check_finite(model, path)
     return model.eval(), tokenizer
+
+
+def _quantisation(load: Bits, dtype: str) -> "BitsAndBytesConfig":
+    """How bitsandbytes is to quantise. Raises InputError where it is not installed."""
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"load: {load} needs bitsandbytes: pip install 'palora[bitsandbytes]'")
+    if load == "8bit":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of every product
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
 
 
 def has_chat_template(path: str | Path) -> bool:
@@ -170,14 +202,14 @@ def fingerprints(targets: dict[str, nn.Module], model: nn.Module | None = None) 
     whose attention was fine-tuned is another model too."""
     known: dict[int, tuple[Tensor, int, str]] = {} if model is None else model.__dict__.setdefault(_KNOWN, {})
 
-    def of(parameter: Tensor) -> str:
+    def of(parameter: Tensor, module: nn.Module | None = None) -> str:
         seen, version, value = known.get(id(parameter), (None, 0, ""))
         if seen is not parameter or version != parameter._version:  # changed in place since
-            value = fingerprint(parameter)
+            value = fingerprint(parameter if module is None or parameter.is_floating_point() else weight(module))
             known[id(parameter)] = parameter, parameter._version, value
         return value
 
-    prints = {name: of(module.weight) for name, module in targets.items()}  # type: ignore[arg-type]
+    prints = {name: of(module.weight, module) for name, module in targets.items()}  # type: ignore[arg-type]
     if model is not None:
         own = {id(p) for module in targets.values() for p in module.parameters()}
         others = [of(p) for _, p in sorted(model.named_parameters()) if id(p) not in own]

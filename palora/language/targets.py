@@ -167,10 +167,15 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def weight(module: nn.Module) -> Tensor:
-    """The matrix W (m × n) of a targeted module, a view of its storage in its own dtype."""
+    """The matrix W (m × n) of a targeted module: a view of its storage in its own dtype, or where that is quantised a
+    dequantised copy."""
     stored: Tensor = module.weight  # type: ignore[assignment]
     if not stored.is_floating_point():
-        raise InputError("the model's weights are quantised; decompose the unquantised model")
+        from peft.utils.integrations import dequantize_module_weight
+
+        W = dequantize_module_weight(module).detach()
+        module.weight = stored  # on a CPU, PEFT leaves a copy there that has lost the scales of 8 bits
+        return W
     return stored.detach().T if is_transposed(module) else stored.detach()
 
 

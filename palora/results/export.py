@@ -85,6 +85,11 @@ def export(
         return _copy(adapter, out, record)
     name = places.model or record["model"]
     if kind == "merged":
+        if bits := record.get("load"):
+            raise InputError(
+                f"the adapter {adapter} was trained on the model in {bits}, which cannot be merged without rounding it "
+                "anew; use it unmerged, on the model loaded so"
+            )
         # In the dtype the adapter was made in.
         model, tokenizer = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
         known_targets(model, record["fingerprints"], f"the adapter {adapter}", name)

@@ -30,7 +30,7 @@ from palora.language.generation import end_tokens
 from palora.language.keep import Kept
 from palora.language.models import fingerprints
 from palora.language.prompts import asked_how, chat_kwargs, check_facts, encode_example, messages
-from palora.language.targets import find_targets, taught, weight
+from palora.language.targets import find_targets, taught
 from palora.language.words import TOLD
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
 from palora.training.terms import Drift, Rehearsal, Term
@@ -107,15 +107,15 @@ def inject(
     identity = _identity(facts, settings, prints, protection, beside, [seed, *asked_how(tokenizer)])
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
-    W = {name: weight(module) for name, module in modules.items()}  # read before anything is put into their place
     weights = settings.keep.weights
-    term = Drift(statistics.weighed(weights, names), W, settings.drift / len(rows)) if settings.drift else None
+    term = Drift(statistics.weighed(weights, names), modules, settings.drift / len(rows)) if settings.drift else None
     terms: list[Term] = [term] if term else []
     if settings.rehearses:
         terms.append(Rehearsal(settings.replay, settings.distil or 0.0, beside.rows, settings.kept_batch_size, seed))
     skills = statistics.skills(names)
+    measured = Drift(skills, modules) if skills else None
     tuned = beside.adapt(model, settings, names, protection)
-    measured = Drift(skills, W) if skills and is_plain_product(tuned) else None
+    measured = measured if is_plain_product(tuned) else None
     allowance = None
     if settings.lose_at_most is not None:
         if beside.kept_share is None:

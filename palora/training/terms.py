@@ -23,6 +23,7 @@ from palora.algebra.statistics import InputStatistics
 from palora.common.errors import InputError
 from palora.language.keep import Kept
 from palora.language.prompts import Example, pad
+from palora.language.targets import weight as matrix
 from palora.training.lora import factors
 
 Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
@@ -35,17 +36,20 @@ class Drift:
 
     Args:
         statistics: of the inputs that count, at every taught matrix.
-        W: each taught matrix (m, n) before training.
+        modules: each taught matrix's module, before training; read one at a time, as a quantised one is copied.
         weight: λ; may be changed while training.
 
     Raises: InputError without statistics of a taught matrix.
     """
 
-    def __init__(self, statistics: Mapping[str, InputStatistics], W: Mapping[str, Tensor], weight: float = 0.0) -> None:
-        if not statistics or not set(W) <= set(statistics):
+    def __init__(
+        self, statistics: Mapping[str, InputStatistics], modules: Mapping[str, nn.Module], weight: float = 0.0
+    ) -> None:
+        if not statistics or not set(modules) <= set(statistics):
             raise InputError("inject.drift needs the statistics of what is kept: make the protection with --skill")
-        self.statistics = {name: statistics[name].to(own.device) for name, own in W.items()}
-        self.energies = {name: self.statistics[name].energy(own) for name, own in W.items()}
+        on = {name: next(module.parameters()).device for name, module in modules.items()}
+        self.statistics = {name: statistics[name].to(device) for name, device in on.items()}
+        self.energies = {name: self.statistics[name].energy(matrix(own)) for name, own in modules.items()}
         self.weight = weight
 
     def squares(self, model: nn.Module) -> Tensor:
