@@ -14,10 +14,12 @@ from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.skills import get_skill
 from palora.language.collect import collect, shared_inputs
 from palora.language.keep import Keep, Kept, weighed
-from palora.language.prompts import Example, encode_example
+from palora.language.logits import answer_logits
+from palora.language.prompts import Example, encode_example, pad
 from palora.language.scoring import Answer
 from palora.language.targets import find_targets, weight
 from palora.testbed.world import known_facts, new_facts
+from palora.training import terms
 from palora.training.injection import Beside, inject
 from palora.training.lora import PaloraConfig
 from palora.training.protection import protect
@@ -105,6 +107,45 @@ def test_replay_is_the_loss_of_its_rows(model, examples):
         for t in range(len(prompt) if answer else 1, ids.shape[1]):
             total, count = total - log_p[t - 1, ids[0, t]].item(), count + 1
     assert rehearsal(tuned, 3).item() == pytest.approx(2 * total / count, rel=1e-4)
+
+
+def test_distillation_is_the_divergence_of_its_rows(model, examples, monkeypatch):
+    """Its value and its gradient, in slices of 4 tokens, against every row by itself."""
+    monkeypatch.setattr(terms, "SLICE", 4)
+    text = Example([9, 8, 7, 6], [])
+    rehearsal = Rehearsal(0.0, 3.0, [(1.0, Kept("text", "all", [*examples, text]))], 6, seed=0)
+    tuned = adapted(model, list(find_targets(model)))
+    total, count = 0.0, 0
+    for prompt, answer in rehearsal.rows(3):
+        ids, first = torch.tensor([[*prompt, *answer]]), len(prompt) if answer else 1
+        q = tuned(input_ids=ids).logits[0, first - 1 : -1].softmax(-1)
+        with tuned.disable_adapter():
+            p = tuned(input_ids=ids).logits[0, first - 1 : -1].softmax(-1).detach()
+        total, count = total + (p * (p.log() - q.log())).sum(), count + len(p)
+    expected = 3 * total / count
+    of = [p for n, p in tuned.named_parameters() if "lora_A" in n]
+    loss = rehearsal(tuned, 3)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for found, right in zip(torch.autograd.grad(loss, of), torch.autograd.grad(expected, of), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-5)
+
+
+def test_only_the_logits_of_answers_are_computed(model):
+    rows = [Example([5, 6, 7, 9, 9], [8, 9]), Example([10], [11, 12, 13]), Example([4, 5, 6], [])]
+    ids, attended, answers = pad(rows, "cpu")
+    whole = model(input_ids=ids, attention_mask=attended).logits[:, :-1][answers]
+    widths = []
+    model.lm_head.register_forward_hook(lambda module, given, result: widths.append(given[0].shape[1]))
+    torch.testing.assert_close(answer_logits(model, *pad(rows[:2], "cpu")), whole[: -len(rows[2].prompt) + 1])
+    assert widths == [5], "of the seven, those where an answer goes on"
+
+    class Other(torch.nn.Module):
+        """One that cannot be told which."""
+
+        def forward(self, input_ids, attention_mask, use_cache):
+            return model(input_ids=input_ids, attention_mask=attention_mask)
+
+    torch.testing.assert_close(answer_logits(Other(), ids, attended, answers), whole)
 
 
 def test_distillation_is_nothing_until_the_model_moves(model, examples):

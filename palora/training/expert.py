@@ -33,6 +33,7 @@ from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
 from palora.language.generation import end_tokens, generate_ids, reply
+from palora.language.logits import answer_logits
 from palora.language.models import fingerprints
 from palora.language.prompts import Example, asked_how, encode_example, encode_prompt, pad
 from palora.language.scoring import Answer, share_correct, solve
@@ -214,10 +215,10 @@ def _rollouts(
 def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
     """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable. p is the
     softmax of the logits divided by `temperature`."""
-    ids, attended, answered = pad(examples, model.device)
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
-    logp = -F.cross_entropy(logits.transpose(1, 2) / temperature, ids[:, 1:], reduction="none") * answered
-    return logp.sum(1)
+    ids, _, answers = batch = pad(examples, model.device)
+    logits = answer_logits(model, *batch).float() / temperature
+    logp = -F.cross_entropy(logits, ids[:, 1:][answers], reduction="none")
+    return torch.stack([row.sum() for row in logp.split(answers.sum(1).tolist())])
 
 
 def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:

@@ -18,13 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from palora.algebra.statistics import InputStatistics
 from palora.common.errors import InputError
 from palora.language.keep import Kept
+from palora.language.logits import answer_logits
 from palora.language.prompts import Example, pad
 from palora.language.targets import weight as matrix
 from palora.training.lora import factors
+
+SLICE = 64  # tokens whose words are compared at once
 
 Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
 
@@ -72,17 +76,30 @@ class Drift:
         return {name: round(value, 6) for name, value in zip(self.statistics, drifts, strict=True)}
 
 
+def divergence(before: Tensor, now: Tensor) -> Tensor:
+    """Σ KL(before ‖ now) of logits (places, vocabulary), in nats, differentiable.
+
+    By slices that are computed again for the gradient: log p and what comes of it are four more copies of the logits.
+    """
+
+    def of(before: Tensor, now: Tensor) -> Tensor:
+        log_p, log_q = before.float().log_softmax(-1), now.float().log_softmax(-1)
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+    slices = zip(before.split(SLICE), now.split(SLICE), strict=True)
+    return torch.stack([checkpoint(of, *both, use_reentrant=False) for both in slices]).sum()
+
+
 @torch.no_grad()
 def kl_from_base(model: Any, examples: Sequence[Example]) -> float:
     """KL(base ‖ now) of a PEFT model, the mean over the answers' tokens, in nats."""
     total, tokens = 0.0, 0
     for example in examples:
-        ids, attended, answers = pad([example], next(model.parameters()).device)
-        inputs = {"input_ids": ids, "attention_mask": attended, "use_cache": False}
-        now = Rehearsal.log_p(model, inputs, answers)
+        row = pad([example], next(model.parameters()).device)
+        now = answer_logits(model, *row)
         with model.disable_adapter():
-            before = Rehearsal.log_p(model, inputs, answers)
-        total += float(F.kl_div(now, before, reduction="sum", log_target=True))
+            before = answer_logits(model, *row)
+        total += float(divergence(before, now))
         tokens += len(now)
     return total / max(tokens, 1)
 
@@ -116,19 +133,13 @@ class Rehearsal:
         return [rng.choice(thing.examples) for _, thing in drawn]
 
     def __call__(self, model: Any, step: int) -> Tensor:
-        ids, attended, answers = pad(self.rows(step), next(model.parameters()).device)
-        inputs = {"input_ids": ids, "attention_mask": attended, "use_cache": False}
-        log_p = self.log_p(model, inputs, answers)
-        loss = log_p.new_zeros(())
+        ids, _, answers = batch = pad(self.rows(step), next(model.parameters()).device)
+        now = answer_logits(model, *batch)
+        loss = torch.zeros((), device=now.device)
         if self.replay:
-            loss = loss + self.replay * F.nll_loss(log_p, ids[:, 1:][answers])
+            loss = loss + self.replay * F.cross_entropy(now.float(), ids[:, 1:][answers])
         if self.distil:
             with torch.no_grad(), model.disable_adapter():
-                before = self.log_p(model, inputs, answers)
-            loss = loss + self.distil * F.kl_div(log_p, before, reduction="batchmean", log_target=True)
+                before = answer_logits(model, *batch)
+            loss = loss + self.distil * divergence(before, now) / len(now)
         return loss
-
-    @staticmethod
-    def log_p(model: Any, inputs: Mapping[str, Any], answers: Tensor) -> Tensor:
-        """log p of every token at the places of the answers, (places, vocabulary)."""
-        return model(**inputs).logits[:, :-1][answers].float().log_softmax(-1)
