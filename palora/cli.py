@@ -315,6 +315,17 @@ def inspect(
     _show_folder(folder, as_json)
 
 
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete it; it is made again where it is needed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Where the decompositions of matrices are kept for the next run, how many and how large."""
+    from palora.common.cache import cached
+
+    _show(cached(clear), as_json)
+
+
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True, answers: int = 0) -> None:
     if as_json:
         print(json.dumps(evaluation, indent=2, ensure_ascii=False))

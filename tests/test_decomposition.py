@@ -1,8 +1,11 @@
 """W = U diag(s) Vᵀ, exact and orthonormal, whatever the shape and rank."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from command import palora
 from reference import svd
 from torch import nn
 
@@ -74,3 +77,18 @@ def test_a_weight_that_differs_below_bfloat16_does_not_get_the_other_ones_cache(
     decompose_all({"a": layer.weight.detach()})
     d = decompose_all({"a": near.weight.detach()})["a"]
     assert (d.U * d.s @ d.Vh - near.weight).norm() <= 1e-5 * near.weight.norm()
+
+
+def test_the_cache_can_be_seen_and_cleared(tmp_path, monkeypatch):
+    monkeypatch.setenv("PALORA_CACHE", str(tmp_path / "cache"))
+    decompose_all({"W": torch.randn(6, 4)})
+    other = tmp_path / "cache" / "mine.txt"
+    other.write_text("kept")
+    (file,) = (tmp_path / "cache").glob("svd-*")
+    told = json.loads(palora("cache", "--json").out)
+    assert told == {"folder": str(tmp_path / "cache"), "files": 1, "bytes": file.stat().st_size, "cleared": False}
+    assert json.loads(palora("cache", "--clear", "--json").out) == {**told, "cleared": True}
+    assert not file.exists() and other.exists(), "only what is ours"
+    assert json.loads(palora("cache", "--json").out)["files"] == 0
+    monkeypatch.setenv("PALORA_CACHE", "")
+    assert json.loads(palora("cache", "--json").out)["folder"] == "none"

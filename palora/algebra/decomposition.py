@@ -4,7 +4,6 @@ With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). 
 where W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
 """
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from palora.common.cache import cache_folder
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import load_tensors, save_tensors
 from palora.common.hashes import fingerprint
@@ -80,8 +80,7 @@ def decompose_all(
     Args:
         fingerprints: of the matrices, where they are known.
 
-    The cache is a folder of safetensors files named by the fingerprint of the matrix: `$PALORA_CACHE`, by default
-    `~/.cache/palora`; set `PALORA_CACHE=` (empty) for none. It can be deleted at any time.
+    A file of the cache (`common/cache.py`) is named by the fingerprint of its matrix.
     """
     result = {}
     for name, matrix in matrices.items():
@@ -119,8 +118,8 @@ def _cached(matrix: Tensor, known: str | None) -> Decomposition:
 
 def _cache_file(fingerprint: str, dtype: torch.dtype) -> Path | None:
     """Fingerprints do not see float32 detail, so the stored dtype is part of the name, and what is found is checked."""
-    folder = os.environ.get("PALORA_CACHE", str(Path.home() / ".cache" / "palora"))
-    return Path(folder) / f"svd-{fingerprint}-{str(dtype).removeprefix('torch.')}.safetensors" if folder else None
+    folder = cache_folder()
+    return folder / f"svd-{fingerprint}-{str(dtype).removeprefix('torch.')}.safetensors" if folder else None
 
 
 def reconstructs(found: Decomposition, matrix: Tensor, tolerance: float = 1e-5) -> bool:
