@@ -14,6 +14,7 @@ from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
+from palora.common.threads import say_threads
 from palora.language.prompts import set_chat
 from palora.language.targets import find_targets, is_linear
 
@@ -45,6 +46,7 @@ def load_model(
 
     path = str(path)
     check_source(path, dtype, device)
+    say_threads(chosen_device(device))
     _check_sealed(Path(path))
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -72,7 +74,7 @@ def load_model(
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {path} has neither a padding nor an end token; set one of them in it")
     tokenizer.padding_side = "left"
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(chosen_device(device))
     # cuDNN's attention, which torch prefers on an H100, gave NaN gradients after eight steps of bfloat16 on
     # Qwen2.5-0.5B with padded rows (torch 2.11); torch's own kernels did not.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -91,6 +93,11 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
 
     with _loading(str(path), "tokenizer"):
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+
+
+def chosen_device(device: str | None) -> str:
+    """The device that was asked for; by default the first GPU, or the CPU where there is none."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
