@@ -25,7 +25,7 @@ from palora.common.settings import (
     InjectSettings,
     ProtectSettings,
 )
-from palora.front.options import FACTS, SCORER, Option, command, options, plan_of, settings_of
+from palora.front.options import FACTS, SCORER, Option, command, computing, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
 app = typer.Typer(
@@ -66,6 +66,7 @@ def _main(
 
 
 @app.command()
+@computing
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")] = 0,
@@ -79,6 +80,7 @@ def demo(
 
 
 @app.command()
+@computing
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
@@ -195,10 +197,11 @@ _OF_STAGE: dict[Callable[..., None], list[Option]] = {
     ],
 }
 for stage, made in _OF_STAGE.items():
-    app.command()(command(stage, made))
+    app.command()(computing(command(stage, made)))
 # The research bench stands beside the library, which imports nothing of it.
-for name in ("compare", "spectrum"):
-    app.command()(getattr(import_module("palora.bench.commands"), name))
+bench = import_module("palora.bench.commands")
+app.command()(bench.compare)  # one thread a worker
+app.command()(computing(bench.spectrum))
 
 
 facts = typer.Typer(help="Facts, before they are taught.", rich_markup_mode=None)
@@ -275,13 +278,10 @@ def _facts_of(file: str, given: Any) -> Any:
 _FACTS = next(options(Plan, only=("facts",)))
 _WORDS = ("targets_by", "wordings", "samples")
 facts.command()(command(check, FACTS))
-facts.command()(command(classify, [*options(Plan, only=("model", "dtype", "device", "seed")), *FACTS]))
+facts.command()(computing(command(classify, [*options(Plan, only=("model", "dtype", "device", "seed")), *FACTS])))
 facts.command()(command(templates, FACTS))
-facts.command()(
-    command(
-        rephrase, [*options(Plan, only=(*MODEL[:-1], "facts")), *FACTS, *options(InjectSettings, "inject", only=_WORDS)]
-    )
-)
+_REPHRASE = [*options(Plan, only=(*MODEL[:-1], "facts")), *FACTS, *options(InjectSettings, "inject", only=_WORDS)]
+facts.command()(computing(command(rephrase, _REPHRASE)))
 
 
 def export(
@@ -303,7 +303,7 @@ def export(
     _show(export_adapter(adapter, kind, out, settings, Places(model, expert, protection)), as_json)
 
 
-app.command()(command(export, list(options(ExportSettings))))
+app.command()(computing(command(export, list(options(ExportSettings)))))
 
 
 @app.command()

@@ -9,6 +9,7 @@ What is given on the command line changes the values of the recipe, if there is 
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from palora.common.errors import InputError
 from palora.common.settings import BUDGET, PRESETS
+from palora.common.threads import threads as working_threads
 from palora.front.recipe import Plan, describe, merged, read_values
 
 _COLUMNS = "the columns of --facts, where they have other names: question=Frage,answer=Antwort"
@@ -87,6 +89,24 @@ def options(settings: type[BaseModel], prefix: str = "", only: Sequence[str] | N
                 yield option._replace(flag=named)
         else:
             yield Option(_flag(field) or "--" + name.replace("_", "-"), key, field)
+
+
+def computing(body: Callable[..., None]) -> Callable[..., None]:
+    """A command that computes: it takes --threads beside the parameters of `body`."""
+    option = typer.Option("--threads", min=1, help="CPU threads. [default: the cores that are free]")
+    threads = inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=None)
+    threads = threads.replace(annotation=Annotated[int | None, option])
+
+    @wraps(body)
+    def run(**values: Any) -> None:
+        with working_threads(values.pop("threads")):
+            body(**values)
+
+    own = inspect.signature(body).parameters.values()
+    shown = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    run.__signature__ = inspect.Signature([*shown, threads])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    return run
 
 
 def command(body: Callable[..., None], made: Sequence[Option]) -> Callable[..., None]:

@@ -17,12 +17,13 @@ from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json
 from palora.common.folders import alone, check_replaceable, check_writable
 from palora.common.metrics import read_metrics, write_metrics
+from palora.common.threads import say_threads
 from palora.data.facts import read_facts
 from palora.data.skills import SPLITS
 from palora.front import stages
 from palora.front.recipe import Plan, Recipe, dump_recipe
 from palora.front.words import wanted, write_words
-from palora.language.models import check_source, load_tokenizer
+from palora.language.models import check_source, chosen_device, load_tokenizer
 from palora.language.prompts import check_facts, set_chat
 from palora.language.words import same_words, taught_by
 from palora.results.export import combine_if_it_fits
@@ -44,6 +45,7 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     Raises: InputError before any work where the facts, a skill or `out` are wrong; PaloraError where the run fails.
     """
     out = Path(out)
+    say_threads(chosen_device(recipe.device))
     check(recipe, out)
     with alone(out):
         return _run(recipe, out)

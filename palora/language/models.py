@@ -17,6 +17,7 @@ from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import progress_bar
 from palora.common.settings import Bits
+from palora.common.threads import say_threads
 from palora.language.prompts import set_chat
 from palora.language.targets import find_targets, is_linear, weight
 
@@ -54,8 +55,9 @@ def load_model(
 
     path = str(path)
     check_source(path, dtype, device)
+    device = chosen_device(device)
+    say_threads(device)
     _check_sealed(Path(path))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # A quantised model is made on its device, and stays there.
     quantised = {"quantization_config": _quantisation(load, dtype), "device_map": {"": device}} if load else {}
     with _loading(path, "tokenizer"):
@@ -123,6 +125,11 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
 
     with _loading(str(path), "tokenizer"):
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+
+
+def chosen_device(device: str | None) -> str:
+    """The device that was asked for; by default the first GPU, or the CPU where there is none."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_source(path: str, dtype: str = "auto", device: str | None = None) -> None:
