@@ -1,0 +1,131 @@
+"""The process of the tests: runs them, with a stand-in for each function of the solution. Its status is the verdict.
+
+A stand-in sends its arguments to the process of the solution and makes the result, or the exception, from the
+plain values that come back; lists, sets and dicts that the function changed change here too. An answer that is no
+answer, and a solution that has ended, end the judge.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import signal
+import sys
+from types import CodeType
+
+from .cage import limit
+from .plain import pack, unpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` would double the time that a process takes to start
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+LINE = 2**24  # bytes of an answer
+
+
+def main() -> None:
+    """Judge the job on stdin; argv: file descriptors from and to the solution, seconds, megabytes."""
+    answers, calls, seconds, megabytes = map(int, sys.argv[1:])
+    signal.alarm(seconds)
+    limit(seconds, megabytes)
+    job = json.load(sys.stdin)
+    try:
+        passed(Solution(answers, calls), **job)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def passed(solution: Solution, code: str, tests: str, function: str, given: str) -> None:
+    """Run the tests. They raise where the solution is wrong.
+
+    Args:
+        solution: the process that runs `code`.
+        function: the name of the solution that is tested; "": only those below.
+        given: statements before the tests, of the task itself. Names that the tests use and that neither Python
+            nor these have are taken from the solution too.
+    """
+    program, before = compile(tests, "tests.py", "exec"), compile(given, "given.py", "exec")
+    own: dict[str, Any] = {"__name__": "tests"}
+    exec(before, own)
+    names = used(program) - set(own) - set(dir(builtins)) | ({function} - {""})
+    exec(program, own | solution.start(code, sorted(names)))
+
+
+def used(code: CodeType) -> set[str]:
+    """The names that `code` reads or sets, of attributes too."""
+    return set(code.co_names).union(*(used(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+class Solution:
+    """The other process."""
+
+    def __init__(self, answers: int, calls: int) -> None:
+        self.answers, self.calls = os.fdopen(answers, "rb"), os.fdopen(calls, "w", encoding="ascii")
+
+    def start(self, code: str, names: list[str]) -> dict[str, Any]:
+        """Run the code; the stand-ins and values for those of the `names` that it makes."""
+        found = self.ask({"code": code, "names": names})
+        try:
+            return {name: unpack(*rest) if rest else self.stand_in(name) for name, (_, *rest) in found.items()}
+        except Exception:
+            refuse()
+
+    def stand_in(self, name: str) -> Callable[..., Any]:
+        """A function that has the solution's function called."""
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            sent = [pack(argument) for argument in arguments]
+            reply = self.ask([name, sent, {key: pack(value) for key, value in keywords.items()}])
+            try:
+                kind, outcome, after = reply
+                for mine, before, now in zip(arguments, sent, after, strict=True):
+                    if now is not None and now != before:
+                        change(mine, unpack(now))
+                result = unpack(outcome) if kind == "return" else exception(*outcome)
+            except Exception:
+                refuse()
+            if kind == "return":
+                return result
+            raise result
+
+        return call
+
+    def ask(self, message: Any) -> Any:
+        """The answer to a message."""
+        try:
+            print(json.dumps(message), file=self.calls, flush=True)
+            line = self.answers.readline(LINE)
+            return json.loads(line) if line.endswith(b"\n") else refuse()
+        except Exception:
+            refuse()
+
+
+def change(mine: Any, now: Any) -> None:
+    """Let `mine`, an argument, be what the solution has made of it."""
+    if type(mine) is not type(now):
+        return
+    if isinstance(mine, list | bytearray):
+        mine[:] = now
+    elif isinstance(mine, dict | set):
+        mine.clear()
+        mine.update(now)
+    elif isinstance(mine, tuple):
+        for item, changed in zip(mine, now, strict=True):
+            change(item, changed)
+
+
+def exception(name: str, message: str) -> Exception:
+    """The exception of Python that the solution raised, or that its own was made from."""
+    kind = getattr(builtins, name, None)
+    try:
+        return kind(message) if isinstance(kind, type) and issubclass(kind, Exception) else Exception(message)
+    except TypeError:  # UnicodeDecodeError wants more than a message
+        return Exception(message)
+
+
+def refuse() -> NoReturn:
+    """End: nothing in the tests may take the failure for an exception of the solution."""
+    os._exit(1)
