@@ -1,4 +1,4 @@
-"""A cage: what a process can no longer see, change or outlive. The strongest way that a machine allows is used.
+"""A cage: what a process can no longer see, change or outlive. The strongest of three that a machine allows is used.
 
     namespaces  Linux: own processes, network and users, and of the files only Python's, read-only, beside a folder
                 in memory; nothing of it is left when it ends
@@ -10,12 +10,12 @@ All of them end with the process that started them (on Linux), and none may star
 """
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
 import sys
 
-WAYS = ("namespaces", "user", "limits")
 NOBODY = 65534
 FOLDER = "size=64m,nr_inodes=10k,mode=755"  # all that a solution can write, in memory
 
@@ -29,7 +29,7 @@ def enter(way: str, seconds: int, megabytes: int) -> None:
     """Put this process, which has one thread, in the cage. Raises OSError where the machine does not allow it.
 
     Args:
-        way: one of `WAYS`.
+        way: one of those above.
         seconds: of CPU time, and of wall time in namespaces (elsewhere a solution can undo the alarm).
         megabytes: of address space.
     """
@@ -80,6 +80,7 @@ def unshare() -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(line)
     if first := os.fork():
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
         for pipe in (0, 1):
             os.close(pipe)
         os.waitpid(first, 0)
@@ -124,8 +125,6 @@ def become_nobody() -> None:
 
 def call(name: str, *arguments: object) -> None:
     """A function of the C library that Python does not have. Raises OSError where it fails."""
-    import ctypes  # the process of the tests needs none
-
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")

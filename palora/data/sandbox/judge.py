@@ -14,8 +14,9 @@ import signal
 import sys
 from types import CodeType
 
-from .cage import limit
+from .cage import end_with_parent, limit
 from .plain import pack, unpack
+from .solution import serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` would double the time that a process takes to start
@@ -26,16 +27,24 @@ LINE = 2**24  # bytes of an answer
 
 
 def main() -> None:
-    """Judge the job on stdin; argv: file descriptors from and to the solution, seconds, megabytes."""
-    answers, calls, seconds, megabytes = map(int, sys.argv[1:])
+    """Judge the job on stdin; argv: the arguments of `cage.enter` for the solution."""
+    way, seconds, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     signal.alarm(seconds)
+    end_with_parent()
+    (requests, calls), (answers, replies) = os.pipe(), os.pipe()
+    process = os.fork()
+    if process == 0:  # before the job is read, so that the solution's process never held it
+        serve(requests, replies, way, seconds, megabytes)
+    os.close(requests)
+    os.close(replies)
     limit(seconds, megabytes)
-    job = json.load(sys.stdin)
+    stop = signal.SIGTERM if way == "namespaces" else signal.SIGKILL  # the first ends and reaps those in them
+    solution = Solution(process, stop, answers, calls)
     try:
-        passed(Solution(answers, calls), **job)
+        passed(solution, **json.load(sys.stdin))
     except BaseException:
-        os._exit(1)
-    os._exit(0)
+        solution.end(1)
+    solution.end(0)
 
 
 def passed(solution: Solution, code: str, tests: str, function: str, given: str) -> None:
@@ -62,7 +71,8 @@ def used(code: CodeType) -> set[str]:
 class Solution:
     """The other process."""
 
-    def __init__(self, answers: int, calls: int) -> None:
+    def __init__(self, process: int, stop: int, answers: int, calls: int) -> None:
+        self.process, self.stop = process, stop
         self.answers, self.calls = os.fdopen(answers, "rb"), os.fdopen(calls, "w", encoding="ascii")
 
     def start(self, code: str, names: list[str]) -> dict[str, Any]:
@@ -71,7 +81,7 @@ class Solution:
         try:
             return {name: unpack(*rest) if rest else self.stand_in(name) for name, (_, *rest) in found.items()}
         except Exception:
-            refuse()
+            self.end(1)
 
     def stand_in(self, name: str) -> Callable[..., Any]:
         """A function that has the solution's function called."""
@@ -86,21 +96,27 @@ class Solution:
                         change(mine, unpack(now))
                 result = unpack(outcome) if kind == "return" else exception(*outcome)
             except Exception:
-                refuse()
+                self.end(1)
             if kind == "return":
                 return result
             raise result
 
         return call
 
+    def end(self, status: int) -> NoReturn:
+        """End both. No exception: the tests could take it for one of the solution."""
+        os.kill(self.process, self.stop)
+        os.waitpid(self.process, 0)
+        os._exit(status)
+
     def ask(self, message: Any) -> Any:
         """The answer to a message."""
         try:
             print(json.dumps(message), file=self.calls, flush=True)
             line = self.answers.readline(LINE)
-            return json.loads(line) if line.endswith(b"\n") else refuse()
+            return json.loads(line) if line.endswith(b"\n") else self.end(1)
         except Exception:
-            refuse()
+            self.end(1)
 
 
 def change(mine: Any, now: Any) -> None:
@@ -124,8 +140,3 @@ def exception(name: str, message: str) -> Exception:
         return kind(message) if isinstance(kind, type) and issubclass(kind, Exception) else Exception(message)
     except TypeError:  # UnicodeDecodeError wants more than a message
         return Exception(message)
-
-
-def refuse() -> NoReturn:
-    """End: nothing in the tests may take the failure for an exception of the solution."""
-    os._exit(1)

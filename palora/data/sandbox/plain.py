@@ -73,7 +73,9 @@ def pack(value: Any) -> Any:
 
 def unpack(packed: Any) -> Any:
     """The value of `pack`. Any exception where `packed` is nothing that `pack` writes."""
-    if packed is None or isinstance(packed, bool | int | float | str):
+    if packed is None or isinstance(packed, bool | int | str):
         return packed
+    if isinstance(packed, float):
+        return packed * 1.0  # a new one: `json` has a single NaN, and a container takes the same one as equal
     kind, content = packed
     return MAKE[kind](content)

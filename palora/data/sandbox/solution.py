@@ -19,26 +19,28 @@ from .plain import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` would double the time that a process takes to start
-    from typing import Any
+    from typing import Any, NoReturn
 
 
-def main() -> None:
-    """Serve the process that holds the other ends of stdin and stdout; argv: the arguments of `enter`."""
-    way, seconds, megabytes = sys.argv[1:]
-    enter(way, int(seconds), int(megabytes))
-    requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1):  # a solution may print, and finds no input
-        os.dup2(nowhere, stream)
-    sys.argv[1:] = []
-    sys.dont_write_bytecode = True
+def serve(requests: int, replies: int, *cage: Any) -> NoReturn:
+    """Serve the process at the other ends of two pipes, in the cage, until it closes them."""
     try:
-        wanted = json.loads(requests.readline())
+        os.dup2(requests, 0)
+        os.dup2(replies, 1)
+        os.closerange(3, 256)
+        enter(*cage)
+        lines, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1):  # a solution may print, and finds no input
+            os.dup2(nowhere, stream)
+        sys.argv[1:] = []
+        sys.dont_write_bytecode = True
+        wanted = json.loads(lines.readline())
         module = sys.modules["solution"] = types.ModuleType("solution")
         exec(compile(wanted["code"], "solution.py", "exec"), module.__dict__)
-        print(json.dumps(shown(vars(module), wanted["names"])), file=replies, flush=True)
-        for request in requests:
-            print(json.dumps(answer(vars(module), *json.loads(request))), file=replies, flush=True)
+        print(json.dumps(shown(vars(module), wanted["names"])), file=out, flush=True)
+        for line in lines:
+            print(json.dumps(answer(vars(module), *json.loads(line))), file=out, flush=True)
     finally:
         os._exit(0)  # nothing that the solution left for the end is run
 

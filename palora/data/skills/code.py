@@ -3,7 +3,7 @@
     run_tests("def double(x): return 2 * x", "assert double(2) == 4")   ->   True
 
 The solution and the tests run in a process each, and exchange plain values (`palora.data.sandbox`). What contains
-the solution depends on the machine (`WAYS` in `palora/data/sandbox/cage.py`), and is said where it is not the
+the solution depends on the machine (`palora/data/sandbox/cage.py`), and is said where it is not the
 strongest. No way is proof against a hole in the system's kernel, so nothing runs until PALORA_ALLOW_CODE=1 is set;
 set it where nothing is lost, in a container without network. Needs a POSIX system.
 """
@@ -16,18 +16,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from palora.common.errors import InputError
 from palora.common.progress import say_once
 from palora.data import sandbox
-from palora.data.sandbox.cage import WAYS
 
 SWITCH = "PALORA_ALLOW_CODE"
-SANDBOX = Path(sandbox.__file__).parent
-START = "import sys; sys.path.insert(0, {folder!r}); from sandbox.{module} import main; del sys.path[0]; main()"
+START = (
+    f"import sys; sys.path.insert(0, {str(Path(sandbox.__file__).parent.parent)!r});"
+    " from sandbox.judge import main; del sys.path[0]; main()"
+)
 WEAK = (
     "the model's code runs without namespaces, which this machine does not allow: it can reach the network and"
     " {reach}; run palora in a container without network, one that allows user namespaces"
@@ -73,7 +73,7 @@ def run_tests(
         function: the name in the solution that is tested. Others that the tests use, and that neither Python nor
             `given` has, are taken from the solution too.
         given: statements before the tests, such as the task's own helpers.
-        timeout: seconds, wall clock; then both processes are killed.
+        timeout: seconds, wall clock; then all is killed.
         memory_mb: address space of each process, MiB.
 
     Returns:
@@ -92,14 +92,14 @@ def run_tests(
 def _way() -> str:
     """The strongest way to contain a solution that works here, found by trying."""
     trial = {"code": "import os, math\ndef pid(): return os.getpid()", "function": "pid", "given": ""}
-    for way in WAYS[:-1]:
+    for way in sandbox.WAYS[:-1]:
         allowed = sys.platform == "linux" if way == "namespaces" else os.geteuid() == 0
         if allowed and _judge(
             way, trial | {"tests": f"assert pid() {'==' if way == 'namespaces' else '>'} 1"}, 30, 1024
         ):
             break
     else:
-        way = WAYS[-1]
+        way = sandbox.WAYS[-1]
     say_once(SWITCH, WEAK.format(reach=REACH[way]) if way in REACH else "")
     return way
 
@@ -107,38 +107,20 @@ def _way() -> str:
 def _judge(way: str, sources: dict[str, str], timeout: float, memory_mb: int) -> bool:
     """The verdict of `palora.data.sandbox.judge` on a solution."""
     job = json.dumps({name: source.encode(errors="replace").decode() for name, source in sources.items()})
-    limits = [str(math.ceil(timeout) + 1), str(memory_mb)]
-    with _start("solution", way, *limits, stdout=subprocess.PIPE) as solution:
-        assert solution.stdin and solution.stdout
-        ends = (solution.stdout.fileno(), solution.stdin.fileno())
-        with _start("judge", *map(str, ends), *limits, pass_fds=ends) as judge:
-            solution.stdin.close()
-            solution.stdout.close()
-            try:
-                judge.communicate(job.encode(), timeout=timeout)
-            except (subprocess.TimeoutExpired, OSError):
-                return False
-            return judge.returncode == 0
-
-
-@contextlib.contextmanager
-def _start(
-    module: str, *arguments: str, stdout: int = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of `palora.data.sandbox`, killed with its group at the end."""
-    start = START.format(folder=str(SANDBOX.parent), module=module)
     with subprocess.Popen(
-        [sys.executable, "-I", "-c", start, *arguments],
+        [sys.executable, "-I", "-c", START, way, str(math.ceil(timeout) + 1), str(memory_mb)],
         cwd="/",
         env={"PATH": os.defpath, "HOME": "/tmp", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
-        stdout=stdout,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        pass_fds=pass_fds,
-        start_new_session=True,  # so that its children can be killed with it
-    ) as process:
+        start_new_session=True,  # so that the solution can be killed with it
+    ) as judge:
         try:
-            yield process
+            judge.communicate(job.encode(), timeout=timeout)
+            return judge.returncode == 0
+        except (subprocess.TimeoutExpired, OSError):
+            return False
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(judge.pid, signal.SIGKILL)
