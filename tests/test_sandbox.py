@@ -251,6 +251,28 @@ def test_names_of_python_are_those_of_python_in_the_tests():
     )
 
 
+def test_a_solution_that_speaks_to_the_judge_itself_gives_no_more_than_is_asked_for():
+    solution = """
+import json
+answers = open(4, "w")
+names = "f", "set", "isinstance", "check", "__builtins__"
+print(json.dumps({{name: ["function"] for name in names}}), file=answers, flush=True)
+for line in open(3):
+    print(json.dumps({answer}), file=answers, flush=True)
+"""
+    honest = "['return', ['set', [7]], [None]]"
+    assert run_tests(solution.format(answer=honest), "assert f(1) == {7}")  # so the answers do arrive
+    for answer in (
+        honest,
+        "['return', 1, [None]]",
+        "['return', True, [None, None]]",
+        "['return', True, 5]",
+        "[]",
+        "{}",
+    ):
+        assert not run_tests(solution.format(answer=answer), "def check(): assert set(f(1)) == set([8])\ncheck()")
+
+
 def test_a_solution_cannot_replace_the_helpers_of_the_task():
     prompt = 'def cube(x):\n    return x ** 3\n\ndef root(x):\n    """Such a y that cube(y) is x."""\n'
     tests = "def check(candidate):\n    assert abs(cube(candidate(27)) - 27) < 1e-3\ncheck(root)"

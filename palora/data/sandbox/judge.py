@@ -79,7 +79,8 @@ class Solution:
         """Run the code; the stand-ins and values for those of the `names` that it makes."""
         found = self.ask({"code": code, "names": names})
         try:
-            return {name: unpack(*rest) if rest else self.stand_in(name) for name, (_, *rest) in found.items()}
+            made = {name: found[name][1:] for name in names if name in found}  # and no more: it could send `set`
+            return {name: unpack(*value) if value else self.stand_in(name) for name, value in made.items()}
         except Exception:
             self.end(1)
 
