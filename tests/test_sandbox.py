@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -83,6 +84,52 @@ def test_of_other_values_only_the_truth_arrives():
         assert bool(arrived) is truth and arrived != value and arrived != truth and arrived is not None
 
 
+PLAIN = (
+    type(None),
+    type(iter([])),
+    bool,
+    int,
+    float,
+    str,
+    complex,
+    bytes,
+    bytearray,
+    list,
+    tuple,
+    set,
+    frozenset,
+    dict,
+    plain.Other,
+)
+
+
+def is_plain(value):
+    items = [*value, *value.values()] if type(value) is dict else value
+    return type(value) in PLAIN and (
+        type(value) not in (list, tuple, set, frozenset, dict) or all(map(is_plain, items))
+    )
+
+
+def test_of_whatever_arrives_plain_values_are_made_or_none():
+    rng, made = random.Random(0), 0
+
+    def draw(depth):
+        if depth == 0 or rng.random() < 0.3:
+            return rng.choice([None, True, 3, 1e999, "ff", "list", -1, "__class__", {"a": 1}])
+        if rng.random() < 0.8:
+            return [rng.choice([*plain.MAKE, "eval"]), [draw(depth - 1) for _ in range(rng.randrange(3))]]
+        return [draw(depth - 1) for _ in range(rng.randrange(4))]
+
+    for _ in range(5000):
+        try:
+            value = plain.unpack(draw(4))
+        except Exception:
+            continue
+        made += 1
+        assert is_plain(value), value
+    assert made > 500
+
+
 # ---------------------------------------------------------------------------------------------- honest code
 
 
@@ -130,6 +177,14 @@ def test_limits_alone_score_as_well(limits):
     assert not run_tests("import time\ndef f(x): time.sleep(60)", "assert f(1)", timeout=1)
     assert time.monotonic() - begin < 4
     assert not run_tests("open('left', 'w')\ndef f(x): return 1", "assert f(1)")  # no folder is left either
+
+
+def test_root_without_namespaces_becomes_nobody(monkeypatch):
+    monkeypatch.setattr(code, "_way", lambda: "user")
+    if os.geteuid() or not run_tests("import math\ndef f(): return 1", "assert f() == 1"):
+        pytest.skip("needs root, and a Python that everybody can read")
+    assert run_tests("import os\ndef f(): return os.getuid()", "assert f() == 65534")
+    assert run_tests("import os\ndef f(): os.fork()", "try: f()\nexcept OSError: pass\nelse: assert 0")
 
 
 # ---------------------------------------------------------------------------------------------- tricks

@@ -47,7 +47,7 @@ def enter(way: str, seconds: int, megabytes: int) -> None:
     else:
         if way == "user":
             become_nobody()
-        import tempfile
+        import tempfile  # only here: it is slow to import
 
         folder = tempfile.mkdtemp()
         os.chdir(folder)
