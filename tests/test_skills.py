@@ -435,7 +435,8 @@ def test_code_that_does_not_end_is_wrong_in_time(code, allow_code):
     assert time.monotonic() - begin < 4
 
 
-def test_the_children_of_code_end_with_it(tmp_path, allow_code):
+def test_the_children_of_code_end_with_it(tmp_path, allow_code, monkeypatch):
+    monkeypatch.setattr("palora.data.skills.code._way", lambda: "limits")  # the others let it start none
     child = tmp_path / "child"
     code = f"""
 import subprocess, time

@@ -38,7 +38,7 @@ def score(completion: str, problem: Problem) -> bool:
     # A prompt ends with the docstring, so it is a valid module by itself: a whole function can simply follow
     # it, and replaces the stub while the imports and helpers of the prompt stay.
     program = f"{prompt}\n{code}" if defines(code, function) else prompt + body(code)
-    return run_tests(program, context["tests"])
+    return run_tests(program, context["tests"], function=function, given=prompt)  # tests use helpers of the prompt
 
 
 def body(code: str) -> str:

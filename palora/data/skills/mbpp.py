@@ -37,7 +37,7 @@ REQUEST = "Write the Python function in one ```python code block. It must pass t
 def score(completion: str, problem: Problem) -> bool:
     """Whether the code of the completion passes all assertions of the problem."""
     context = json.loads(problem.context)
-    return run_tests(extract_code(completion, context["function"]), context["tests"])
+    return run_tests(extract_code(completion, context["function"]), context["tests"], function=context["function"])
 
 
 def split_of(row: Row) -> Split:
@@ -64,7 +64,7 @@ def _problem(row: Row) -> Problem:
         prompt=f"{text}\n\n{REQUEST}\n{example[0]}",
         answer=code,
         solution=f"```python\n{code}\n```",
-        context=json.dumps({"function": function, "tests": f"import math\n{tests}"}),  # some use math unimported
+        context=json.dumps({"function": function, "tests": f"import math, sys\n{tests}"}),  # some lack it
     )
 
 
