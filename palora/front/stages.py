@@ -260,7 +260,7 @@ def evaluate_arms(
         def load() -> Any:
             found = models.load(plan.model_copy(update={"model": model}))
             for name in names:
-                _check_adapter(found[0], records[name], adapters[name], model)
+                check_adapter(found[0], records[name], adapters[name], model)
             return found
 
         return Base(arm, load, {name: adapters[name] for name in names})
@@ -428,7 +428,7 @@ def adapter_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _check_adapter(model: "PreTrainedModel", record: Mapping[str, Any], folder: Path, name: str) -> None:
+def check_adapter(model: "PreTrainedModel", record: Mapping[str, Any], folder: Path, name: str) -> None:
     """Raise InputError unless an adapter belongs on a model."""
     if record:
         known_targets(model, record["fingerprints"], f"the adapter {folder}", name)

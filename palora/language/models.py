@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
-from palora.common.progress import progress_bar
+from palora.common.progress import waiting
 from palora.language.prompts import set_chat
 from palora.language.targets import find_targets, is_linear
 
@@ -49,7 +49,7 @@ def load_model(
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         set_chat(tokenizer)
-    with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
+    with _loading(path, "weights"), waiting(f"loading {path}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
