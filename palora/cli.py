@@ -6,6 +6,7 @@ Every stage takes its options from the settings (`front/options.py`), and a reci
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -386,14 +387,17 @@ def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool =
     if as_json:
         print(json.dumps(evaluation, indent=2, ensure_ascii=False))
         return
-    from palora.results.table import evaluation_table, print_answers
+    from palora.results.table import evaluation_table, print_answers, summary
 
     print_answers(evaluation, answers)
     evaluation_table(evaluation)
+    if told := summary(evaluation):
+        print(told)
     print(f"Report: {out / 'report.html'}")
     if last:
         from palora.front.pipeline import how_to_use
 
+        print(f"Ask it: palora chat {shlex.quote(str(out))}")
         print(how_to_use(out))
 
 

@@ -74,6 +74,17 @@ def waiting(said: str, after: float = 1.0) -> Iterator[None]:
         end()
 
 
+class Counted:
+    """Says which stage of how many begins."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.number = total, 0
+
+    def begins(self, what: str) -> None:
+        self.number += 1
+        logging.getLogger("palora").info("stage %d of %d: %s", self.number, self.total, what)
+
+
 @lru_cache(maxsize=256)
 def say_once(file: str, said: str) -> None:
     """Tell how a file was taken ("": nothing to tell), once a process: a run reads its files many times."""

@@ -49,7 +49,7 @@ def load_model(
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         set_chat(tokenizer)
-    with _loading(path, "weights"), waiting(f"loading {path}"):
+    with _loading(path, "weights"), waiting(f"Loading {path}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -236,7 +236,8 @@ def model_hash(path: str | Path) -> str:
     if not folder.is_dir():
         return hash_value(str(path))
     files = {file for pattern in (WEIGHTS, *_BESIDE) for file in folder.glob(pattern)}
-    return hash_value([(file.name, hash_file(file)) for file in sorted(files)])
+    with waiting(f"Hashing {path}"):
+        return hash_value([(file.name, hash_file(file)) for file in sorted(files)])
 
 
 def save_model(model: "PreTrainedModel", source: str | Path, folder: Path) -> None:
