@@ -33,7 +33,6 @@ from palora.front.recipe import Plan
 app = typer.Typer(
     name="palora",
     help="Teach a language model new facts without losing the skills it has (PALoRA, arXiv 2605.24549).",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
