@@ -21,6 +21,7 @@ _ROOMS = {
     "language.models": "load_model",
     "training.expert": "train_expert",
     "training.injection": "Beside inject",
+    "training.keeping": "keeping",
     "training.lora": "PaloraConfig",
     "training.protection": "protect",
     "training.svf": "Expert",

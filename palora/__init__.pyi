@@ -21,6 +21,7 @@ from palora.language.models import load_model as load_model
 from palora.training.expert import train_expert as train_expert
 from palora.training.injection import Beside as Beside
 from palora.training.injection import inject as inject
+from palora.training.keeping import keeping as keeping
 from palora.training.lora import PaloraConfig as PaloraConfig
 from palora.training.protection import protect as protect
 from palora.training.svf import Expert as Expert

@@ -6,6 +6,7 @@ Every stage takes its options from the settings (`front/options.py`), and a reci
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import typer
 
 from palora import __version__
 from palora.common.errors import InputError, PaloraError
+from palora.common.progress import waiting
 from palora.common.settings import (
     PLAIN,
     EvaluateSettings,
@@ -31,7 +33,6 @@ from palora.front.recipe import Plan
 app = typer.Typer(
     name="palora",
     help="Teach a language model new facts without losing the skills it has (PALoRA, arXiv 2605.24549).",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,6 +74,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole method on the embedded small model, with no network: two to three minutes on two cores."""
+    _load_libraries()
     from palora.front.pipeline import run as run_recipe
     from palora.testbed import demo_recipe
 
@@ -92,6 +94,7 @@ def run(
     from palora.front.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    _load_libraries()
     from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem
@@ -102,6 +105,7 @@ def expert(given: Any, out: Out, recipe: Changes = None, preset: Preset = None, 
     """Stage 1: train the singular value fine-tuning expert of a skill. Its weights are a model folder, OUT/model."""
     plan = plan_of(recipe, given, preset, ("model", "skills"))
     plan = plan if plan.expert else plan.model_copy(update={"expert": ExpertSettings()})  # type: ignore[call-arg]
+    _load_libraries()
     from palora.front import stages
 
     stages.train_expert(plan, out)
@@ -120,6 +124,7 @@ def protect(
         unsaid = {"known_facts", "text", "prompts"} - keep.model_fields_set
         keep = keep.model_copy(update=dict.fromkeys(unsaid, 1.0))
         plan = plan.model_copy(update={"protect": plan.protect.model_copy(update={"keep": keep})})
+    _load_libraries()
     from palora.front import stages
 
     stages.protect(plan, out, expert)
@@ -148,6 +153,7 @@ def inject(
         said = {option.key.removeprefix("inject.") for option in given} | (set() if control else {"targets_by"})
         plain = plan.inject.model_copy(update={key: value for key, value in PLAIN.items() if key not in said})
         plan = plan.model_copy(update={"inject": plain})
+    _load_libraries()
     from palora.front import stages
 
     stages.inject(plan, out, protection, control, "palora" if protection and not control else "lora")
@@ -177,6 +183,7 @@ def evaluate(
         if name in arms:
             raise InputError(f"two adapters are called {name}; name them: --adapter NAME=DIR")
         arms[name] = Path(folder)
+    _load_libraries()
     from palora.front import stages
 
     _show_run(stages.evaluate_arms(plan, out, arms, expert), out, as_json, last=False)
@@ -216,6 +223,7 @@ def rephrase(
     """Let the model say every fact in its own words, which is what is taught. Read the file, change it, and give it to
     inject or run as the facts."""
     plan = plan_of(None, given, needs=("model", "facts"))
+    _load_libraries()
     from palora.front.words import rephrase as rephrase_facts
 
     _show({"facts": str(out), "taught": rephrase_facts(plan, out)}, as_json)
@@ -251,6 +259,7 @@ def classify(
     """Ask the model every fact in several ways, greedily and sampled, and write three files: those it never answers
     right (unknown: to be taught), sometimes (maybe), always (known: to be kept)."""
     plan = plan_of(None, {_FACTS: file} | given, needs=("model", "facts"))
+    _load_libraries()
     from palora.front.fact_files import classify_file
 
     _show(classify_file(plan, out), as_json)
@@ -284,6 +293,60 @@ _REPHRASE = [*options(Plan, only=(*MODEL[:-1], "facts")), *FACTS, *options(Injec
 facts.command()(computing(command(rephrase, _REPHRASE)))
 
 
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Moved = Annotated[str | None, typer.Option("--model", help="Where the model is now, if it has moved.")]
+Longest = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Where an answer is cut.")]
+
+
+@app.command()
+def ask(
+    run: RunDir,
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION …]", help="By default the lines of standard input.")
+    ] = None,
+    model: Moved = None,
+    max_new_tokens: Longest = 256,
+    as_json: Json = False,
+) -> None:
+    """Ask a finished run: what the model as it was, plain LoRA and palora answer, side by side."""
+    if not questions and sys.stdin.isatty():
+        raise InputError('nothing to ask: palora ask RUN "a question", or pipe one a line; palora chat RUN for more')
+    asked = [line.strip() for line in questions or sys.stdin if line.strip()]
+    _load_libraries()
+    from palora.front.asking import Arms
+    from palora.front.chatting import talk
+
+    arms = Arms(run, model)
+    if as_json:
+        _show({"answers": [{"question": q, "arms": arms.ask(q, max_new_tokens)} for q in asked]}, as_json)
+    else:
+        talk(lambda question: arms.ask(question, max_new_tokens), asked)
+
+
+@app.command()
+def chat(
+    run: RunDir,
+    page: Annotated[bool, typer.Option("--page", help="As a page in the browser, on this machine alone.")] = False,
+    model: Moved = None,
+    max_new_tokens: Longest = 256,
+) -> None:
+    """Ask the arms of a finished run one question after the other, in the terminal or on a local page."""
+    _load_libraries()
+    from palora.front.asking import Arms
+    from palora.front.chatting import serve, talk, typed
+
+    arms = Arms(run, model)
+
+    def ask(question: str) -> dict[str, str]:
+        return arms.ask(question, max_new_tokens)
+
+    if page:
+        serve(ask, run)
+    else:
+        print(f"{len(arms.names)} arms answer, each question by itself. Ctrl-D ends.")
+        talk(ask, typed())
+
+
 def export(
     given: Any,
     adapter: Annotated[Path, typer.Option("--adapter", help="An adapter folder.")],
@@ -297,6 +360,7 @@ def export(
     """Write an adapter as itself, merged into a checkpoint, or (of one that goes on an expert) expert and facts as one
     LoRA for the original model."""
     settings = settings_of(ExportSettings, given)
+    _load_libraries()
     from palora.results.export import Places
     from palora.results.export import export as export_adapter
 
@@ -326,18 +390,28 @@ def cache(
     _show(cached(clear), as_json)
 
 
+def _load_libraries() -> None:
+    """What takes seconds, and is said to."""
+    if "torch" not in sys.modules:
+        with waiting(f"palora {__version__}: loading torch and transformers", after=0):
+            import_module("palora.front.pipeline")
+
+
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True, answers: int = 0) -> None:
     if as_json:
         print(json.dumps(evaluation, indent=2, ensure_ascii=False))
         return
-    from palora.results.table import evaluation_table, print_answers
+    from palora.results.table import evaluation_table, print_answers, summary
 
     print_answers(evaluation, answers)
     evaluation_table(evaluation)
+    if told := summary(evaluation):
+        print(told)
     print(f"Report: {out / 'report.html'}")
     if last:
         from palora.front.pipeline import how_to_use
 
+        print(f"Ask it: palora chat {shlex.quote(str(out))}")
         print(how_to_use(out))
 
 

@@ -32,8 +32,9 @@ class Result:
 
     @property
     def complaints(self) -> list[str]:
-        """The lines on standard error that are no progress bars."""
-        return [line for line in self.err.splitlines() if line.strip() and not _BAR.search(line)]
+        """The lines on standard error that tell no progress: no bar, and nothing that has begun (`Reading …`)."""
+        told = [line for line in self.err.splitlines() if line.strip() and not _BAR.search(line)]
+        return [line for line in told if not line.endswith(" …")]
 
 
 def palora(*arguments: object) -> Result:

@@ -1,6 +1,7 @@
 """The command line: instant help, the contract's commands and flags, clean output, exit codes."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -66,6 +67,24 @@ def test_help_and_mistakes_import_nothing_heavy(tmp_path):
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert done.stdout.splitlines()[-1] == "[]", arguments
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered", "not_offered"),
+    [
+        ("palora inj", ["inject"], ["protect", "run"]),
+        ("palora inject --stop", ["--stop-at-recall"], ["--skill"]),
+        ("palora facts ", ["check", "classify", "rephrase", "templates"], ["run"]),
+    ],
+)
+def test_the_tab_key_completes_commands_and_options(typed, offered, not_offered):
+    asked = {"_PALORA_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1)}
+    program = "import sys; from palora import cli; sys.argv = ['palora']; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | asked, capture_output=True, text=True, timeout=60
+    )
+    found = done.stdout.split()
+    assert not done.stderr and set(offered) <= set(found) and not set(not_offered) & set(found)
 
 
 def test_version():
@@ -144,8 +163,10 @@ def test_in_a_shell_libraries_keep_quiet(made, tmp_path):
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)["facts"]["n"] == 6
-    assert [line for line in done.stderr.splitlines() if line.strip()] == [
-        line for line in done.stderr.splitlines() if line.startswith(("CPU: 1 thread", "Teaching the facts"))
+    first, *lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert first == f"palora {__version__}: loading torch and transformers …"
+    assert lines == [
+        line for line in lines if line.startswith(("CPU: 1 thread", "Teaching the facts")) or line.endswith(" …")
     ]
 
 

@@ -34,7 +34,7 @@ def commands():
 def parsed(words):
     """The words of a palora command as it would read them, with nothing done."""
     command, name = typer.main.get_command(app), "palora"
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and words[0] not in [o for p in command.params for o in p.opts]:
         name, *words = words
         command = command.commands[name]
     return name, command.make_context(name, list(words))

@@ -15,7 +15,7 @@ from palora.results.pages.findings import findings, headline
 from palora.results.pages.report import write_report
 from palora.results.pages.results import Results
 from palora.results.plots.style import PALETTE
-from palora.results.table import evaluation_table
+from palora.results.table import evaluation_table, summary
 
 OPTIONAL = ("recipe.yaml", "metrics.jsonl", "expert/scales.safetensors", "protection/protection.json")
 
@@ -126,11 +126,45 @@ def test_exact_and_f1_stand_beside_recall(tmp_path: Path, capsys: pytest.Capture
     text = Page(_html(tmp_path, values)).text
     assert "12.3%" in text and "45.6%" in text and "recall, exact" in text and "recall, F1" in text
     values["retention"] = dict.fromkeys(values["arms"], values["retention"]["palora"])
+
+
+def test_the_table_in_the_terminal_fits_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    values = evaluation()
+    values["retention"] = {arm: {"chain": {"vs_expert": 0.5, "vs_base": 0.5}} for arm in values["arms"]}
+    for number in range(3):  # four skills
+        for arm in values["arms"].values():
+            arm["skills"][f"skill_{number}"] = arm["skills"]["chain"]
+        for own in values["retention"].values():
+            own[f"skill_{number}"] = own["chain"]
     evaluation_table(values)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).replace("│", " ").replace("┃", " ").split())
+    for told in ("facts learned", "in other words", "known facts", "chain", "97.0% of 200", "69.3% (50.0% left)"):
+        assert told.split()[0] in text and told.split()[-1] in text, told
+    one = evaluation()
+    one["retention"] = values["retention"]
+    evaluation_table(one)
     printed = capsys.readouterr().out
-    assert all(shown in printed for shown in ("recall", "exact", "F1", "91.0%", "12.3%", "45.6%"))
-    del values["arms"]["palora"]["recall_f1"]  # written by an older version
-    evaluation_table(values)
+    assert all(told in printed for told in ("97.0% of 200", "60.0%", "98.0%", "69.3% (50.0% left)"))
+    del one["arms"]["palora"]["paraphrase_recall"]  # written by an older version
+    evaluation_table(one)
+    assert "–" in capsys.readouterr().out
+
+
+def test_nothing_learned_is_said_and_not_what_was_kept(tmp_path: Path) -> None:
+    values = evaluation()
+    values["arms"]["palora"]["recall"] = 0.0
+    told = summary(values)
+    assert told is not None and told.startswith(
+        "palora learned none of 200 facts: raise inject.epochs or inject.learning_rate; plain LoRA taught 98%"
+    )
+    assert [finding.text for finding in findings(Results(values))] == [
+        "palora learned no fact: what it kept says nothing about the method."
+    ]
+    assert "raise inject.epochs" in Page(_html(tmp_path, values)).text
+    values["arms"] = {"base": values["arms"]["base"]}  # nothing was trained: there is nothing to raise
+    assert summary(values) is None and "raise" not in headline(Results(values))
 
 
 def test_pictures_follow_light_and_dark(html: str) -> None:

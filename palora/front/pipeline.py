@@ -17,6 +17,7 @@ from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json
 from palora.common.folders import alone, check_replaceable, check_writable
 from palora.common.metrics import read_metrics, write_metrics
+from palora.common.progress import Counted, waiting
 from palora.common.threads import say_threads
 from palora.data.facts import read_facts
 from palora.data.skills import SPLITS
@@ -27,7 +28,9 @@ from palora.language.models import check_source, chosen_device, load_tokenizer
 from palora.language.prompts import check_facts, set_chat
 from palora.language.words import same_words, taught_by
 from palora.results.export import combine_if_it_fits
+from palora.results.inspection import learned
 from palora.results.updates import MARKER as ADAPTER
+from palora.results.updates import read_record
 from palora.training.protection import check_protection
 from palora.training.svf import MODEL
 
@@ -46,7 +49,8 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     """
     out = Path(out)
     say_threads(chosen_device(recipe.device))
-    check(recipe, out)
+    with waiting("Looking through the recipe and its files"):
+        check(recipe, out)
     with alone(out):
         return _run(recipe, out)
 
@@ -56,10 +60,15 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     models = stages.Models()
     expert = out / "expert" if recipe.expert else None
     taught: Plan = recipe
+    writes = wanted(recipe).anything
+    stage = Counted(bool(expert) + writes + 1 + len(recipe.trained_arms) + 1)
     if expert:
+        stage.begins(f"train the expert of {recipe.skills[0]}")
         stages.train_expert(recipe, expert, models)
         taught = recipe.model_copy(update={"model": str(expert / MODEL)})
 
+    if writes:
+        stage.begins("the model writes what it is taught and asked (own words, questions, known facts)")
     taught = write_words(taught, out, models)
     recipe = recipe.model_copy(update={"known_facts": taught.known_facts})
     taught = taught.model_copy(update={"known_facts": None})  # they are measured, and never kept
@@ -74,9 +83,11 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
         plan = plan if plan.inject.drift or name == "palora" else stages.for_rule(plan)
         stages.protect(plan, folder, expert if plan.protect.rule in EXPERT_RULES else None, models)
 
+    stage.begins("find what is to be protected, from what the model reads")
     protect("palora", out / "protection")
     adapters: dict[str, Path] = {}
     for name in recipe.trained_arms:
+        stage.begins(f"teach the facts ({name})")
         home = out if name == "palora" and not expert else out / "arms" / name
         control = arm(name).protect.rule == "none"  # measured against palora's protection
         protected = out / "protection"
@@ -85,13 +96,16 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
             protect(name, protected)
         adapters[name] = home / "adapter"
         stages.inject(arm(name), adapters[name], protected, control and name != "palora", name, models)
+        log.info("%s learned: %s", name, learned(read_record(adapters[name])))
 
     files = [folder / "metrics.jsonl" for folder in (expert, *adapters.values()) if folder]
     write_metrics(out / "metrics.jsonl", [row for file in files for row in read_metrics(file)])
+    stage.begins("ask every arm the same questions")
     result = stages.evaluate_arms(recipe, out, adapters, expert, models)
     if expert:
         models.drop()
-        combine_if_it_fits(adapters["palora"], out / "adapter", expert)
+        with waiting("Joining expert and facts in one adapter"):
+            combine_if_it_fits(adapters["palora"], out / "adapter", expert)
     return result
 
 

@@ -30,6 +30,7 @@ from palora.common.folders import (
     seal,
 )
 from palora.common.hashes import hash_file, hash_value
+from palora.common.progress import waiting
 from palora.common.settings import EvaluateSettings, InjectSettings, KeepSettings
 from palora.common.versions import versions
 from palora.data.facts import Fact, besides, read_facts, write_facts
@@ -130,9 +131,9 @@ def protect(plan: Plan, out: Path, expert: Path | None = None, models: Models | 
         *(model, tokenizer, settings, keep, new, loaded, plan.targets, plan.model, plan.seed)
     )
     record = {**subspaces.record, **provenance(inputs, started)}
-    if shares := ", ".join(f"{kind} {share:.1%}" for kind, share in record["coverage"].items() if share is not None):
-        log.info("%s covers of the input energy: %s", out, shares)
     replace(subspaces, record=record).save(out)
+    if told := protection.coverage_told(record):
+        log.info("%s: %s", out, told)
     if warning := protection.coverage_warning(record):
         log.warning("%s: %s", out, warning)
 
@@ -194,7 +195,8 @@ def inject(
             _name_base(staging, whole_path(plan.model))
             modules = find_targets(_as_before(adapted, model), names)
             rule = constraint.record if constraint else {"rule": "none", "sides": None, "budget": {}, "coverage": None}
-            update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())
+            with waiting("Measuring the update"):
+                update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())
             record = {
                 **{"kind": "adapter", "arm": arm, "model": whole_path(plan.model), "dtype": plan.dtype},
                 "load": plan.load,
@@ -268,7 +270,7 @@ def evaluate_arms(
         def load() -> Any:
             found = models.load(plan.model_copy(update={"model": model}))
             for name in names:
-                _check_adapter(found[0], records[name], adapters[name], model)
+                check_adapter(found[0], records[name], adapters[name], model)
             return found
 
         return Base(arm, load, {name: adapters[name] for name in names})
@@ -291,7 +293,8 @@ def evaluate_arms(
             "versions": versions(),
         }
         write_json(target, value)
-        write_report(out)
+        with waiting("Writing the report"):
+            write_report(out)
     return value
 
 
@@ -436,7 +439,7 @@ def adapter_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _check_adapter(model: "PreTrainedModel", record: Mapping[str, Any], folder: Path, name: str) -> None:
+def check_adapter(model: "PreTrainedModel", record: Mapping[str, Any], folder: Path, name: str) -> None:
     """Raise InputError unless an adapter belongs on a model."""
     if record:
         known_targets(model, record["fingerprints"], f"the adapter {folder}", name)

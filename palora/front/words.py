@@ -48,6 +48,11 @@ class Wanted:
     split: bool = False
     first: int | None = None
 
+    @property
+    def anything(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self.how or self.prompts or self.known_facts or self.split)
+
 
 def wanted(plan: Plan) -> Wanted:
     """What a plan does not bring, and the model can write. Raises InputError where known facts cannot be split."""

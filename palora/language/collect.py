@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from palora.algebra.statistics import Covariance, InputStatistics, shortened
 from palora.common.errors import InputError
-from palora.common.progress import progress_bar
+from palora.common.progress import progress_bar, waiting
 from palora.language.prompts import Example, batches, pad
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ def collect(
 
     _read(model, {name: targets[name] for name in dict.fromkeys(inputs.values())}, examples, label, add, batch_size)
     found = {}
-    for name in list(sums):
-        try:
-            found[name] = sums.pop(name).statistics()  # a sum is let go as soon as it is used
-        except InputError as error:
-            raise InputError(f"the inputs of {name} are {error}") from None
+    with waiting(f"Main directions of {label}"):
+        for name in list(sums):
+            try:
+                found[name] = sums.pop(name).statistics()  # a sum is let go as soon as it is used
+            except InputError as error:
+                raise InputError(f"the inputs of {name} are {error}") from None
     return found
 
 

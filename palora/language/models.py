@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from palora.common.errors import InputError
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
-from palora.common.progress import progress_bar
+from palora.common.progress import waiting
 from palora.common.settings import Bits
 from palora.common.threads import say_threads
 from palora.language.prompts import set_chat
@@ -63,7 +63,7 @@ def load_model(
     with _loading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         set_chat(tokenizer)
-    with _loading(path, "weights"), progress_bar("Loading the model", 1, transient=True):
+    with _loading(path, "weights"), waiting(f"Loading {path}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -275,7 +275,8 @@ def model_hash(path: str | Path) -> str:
     if not folder.is_dir():
         return hash_value(str(path))
     files = {file for pattern in (WEIGHTS, *_BESIDE) for file in folder.glob(pattern)}
-    return hash_value([(file.name, hash_file(file)) for file in sorted(files)])
+    with waiting(f"Hashing {path}"):
+        return hash_value([(file.name, hash_file(file)) for file in sorted(files)])
 
 
 def save_model(model: "PreTrainedModel", source: str | Path, folder: Path) -> None:

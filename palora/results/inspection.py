@@ -1,5 +1,6 @@
 """What is this folder: its kind, its base, its rule and k, its leak and norm."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,38 @@ def _protection(folder: Path) -> dict[str, Any]:
 def _adapter(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     check_unchanged(folder, record, "adapter_model.safetensors", "adapter_config.json")
-    keys = ("kind", "model", "rule", "sides", "budget", "coverage", "facts")
+    keys = ("kind", "model", "rule", "sides", "budget", "coverage", "facts", "learned")
+    record["learned"] = learned(record)
     adapter = Adapter.load(folder)
     adapter.check_numbers()
     update = {k: v for k, v in record["update"].items() if k not in ("layers", "rule")}
     return {key: record.get(key) for key in keys} | {"r": adapter.config["r"]} | update
+
+
+def learned(record: Mapping[str, Any]) -> str:
+    """How many facts a training has learned, and whether it stopped short; what to do then.
+
+    Args:
+        record: of an adapter, with the last recall that was measured while it was trained.
+    """
+    training, n = record.get("training") or {}, (record.get("facts") or {}).get("n")
+    settings, restored = training.get("settings") or {}, training.get("restored")
+    recall = restored["recall"] if restored else training.get("recall_while_training")
+    target, epochs = settings.get("stop_at_recall"), f"{training.get('epochs', 0):g} epochs"
+    if restored and not restored["epoch"]:
+        return f"nothing: every state lost more of the skill than lose_at_most ({settings.get('lose_at_most')}) allows"
+    if recall is None or not n:
+        return "not measured while training (stop_at_recall says whether); palora evaluate tells"
+    count = round(recall * n)
+    if count == 0:
+        return f"no fact was learned in {epochs}: raise epochs or learning_rate"
+    if count == n:
+        return f"all {n} facts, in {epochs}"
+    if restored:
+        return f"{count} of {n} facts, after {restored['epoch']:g} epochs: more would pass lose_at_most"
+    if target is not None and recall < target:
+        return f"{count} of {n} facts, in {epochs}: short of the {target:.0%} asked for; raise epochs or learning_rate"
+    return f"{count} of {n} facts, in {epochs}: it stopped there (stop_at_recall {target}); 1 goes on to all of them"
 
 
 def _plain_adapter(folder: Path) -> dict[str, Any]:

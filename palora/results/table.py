@@ -5,35 +5,38 @@ from typing import Any
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> None:
-    """Print the arms of an evaluation: facts learned, what is known still, and each skill with its retention."""
+    """Print the arms of an evaluation: facts learned, in other words too, what is known still, and each skill with what
+    is left of it. At most 100 columns wide where it is not a terminal that says how wide it is."""
     from rich.console import Console
     from rich.table import Table
 
     arms = {name: arm for name, arm in evaluation["arms"].items() if arm is not None}
     skills, against = list(next(iter(arms.values()))["skills"]), "expert" if "expert" in arms else "base"
-    table = Table(title="Facts learned, skill kept", title_justify="left")
+    table = Table(title="What each arm answers right", title_justify="left")
     table.add_column("arm")
-    shares = {"recall": "recall", "exact": "recall_exact", "F1": "recall_f1"}
-    shares |= {"paraphrases": "paraphrase_recall", "known facts": "locality"}
+    shares = {"facts learned": "recall", "in other words": "paraphrase_recall", "known facts": "locality"}
     if any(arm.get("n_updated") for arm in arms.values()):
         shares["old answers"] = "old_answer"
-    for heading in shares:
-        table.add_column(heading, justify="right")
-    for skill in skills:
-        table.add_column(skill, justify="right")
-        table.add_column(f"vs {against}", justify="right")
-    for heading in ("‖ΔW‖/‖W‖", "drift", "leak"):
+    for heading in (*shares, *skills):
         table.add_column(heading, justify="right")
     for name, arm in arms.items():
-        update = evaluation["update"].get(name, {})
-        cells = [percent(arm.get(key)) for key in shares.values()]  # an evaluation of an older version has no F1
+        cells = [percent(arm.get(key)) for key in shares.values()]
+        cells[0] += f" of {arm['n_facts']}" if arm.get("recall") is not None and arm.get("n_facts") else ""
         for skill in skills:
-            low, high = arm["skills"][skill]["ci95"]
-            cells.append(f"{percent(arm['skills'][skill]['accuracy'])} [{low:.0%}, {high:.0%}]")
-            cells.append(percent(evaluation["retention"][name][skill][f"vs_{against}"]))
-        cells += [number(update.get(key)) for key in ("relative_norm", "drift", "leak")]
+            kept = evaluation["retention"].get(name, {}).get(skill, {}).get(f"vs_{against}")
+            left = "" if kept is None or name == against else f" ({percent(kept)} left)"
+            cells.append(percent(arm["skills"][skill]["accuracy"]) + left)
         table.add_row(name, *cells, style="bold" if name == "palora" else None)
-    Console(width=None if Console().is_terminal else 160).print(table)
+    Console(width=None if Console().is_terminal else 100).print(table)
+
+
+def summary(evaluation: Mapping[str, Any]) -> str | None:
+    """The result in a sentence; None where nothing that was trained was measured."""
+    from palora.results.pages.findings import headline
+    from palora.results.pages.results import Results
+
+    results = Results(evaluation)
+    return None if results.subject in ("base", "expert") else headline(results)
 
 
 def print_answers(evaluation: Mapping[str, Any], n: int) -> None:

@@ -32,8 +32,9 @@ from palora.language.models import fingerprints
 from palora.language.prompts import asked_how, chat_kwargs, check_facts, encode_example, messages
 from palora.language.targets import find_targets, taught
 from palora.language.words import TOLD
+from palora.training.keeping import loss_terms, with_terms
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
-from palora.training.terms import Drift, Rehearsal, Term
+from palora.training.terms import Drift
 from palora.training.watching import CHECKPOINT, Allowance, ExactResume, OnRecall, Watch, diverged
 
 if TYPE_CHECKING:
@@ -107,11 +108,8 @@ def inject(
     identity = _identity(facts, settings, prints, protection, beside, [seed, *asked_how(tokenizer)])
     checkpoint = _last_checkpoint(work, identity)
     torch.manual_seed(seed)
-    weights = settings.keep.weights
-    term = Drift(statistics.weighed(weights, names), modules, settings.drift / len(rows)) if settings.drift else None
-    terms: list[Term] = [term] if term else []
-    if settings.rehearses:
-        terms.append(Rehearsal(settings.replay, settings.distil or 0.0, beside.rows, settings.kept_batch_size, seed))
+    terms = loss_terms(settings, len(rows), statistics, modules, beside.rows, seed)
+    term = next((term for term in terms if isinstance(term, Drift)), None)
     skills = statistics.skills(names)
     measured = Drift(skills, modules) if skills else None
     tuned = beside.adapt(model, settings, names, protection)
@@ -131,14 +129,7 @@ def inject(
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
 
-    class Trainer(kind):  # type: ignore[misc, valid-type]
-        """TRL's, with what is added to the loss while training."""
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            return loss + sum(term(model, self.state.global_step) for term in terms) if terms else loss
-
-    trainer = Trainer(
+    trainer = with_terms(kind, terms)(
         model=tuned,
         args=arguments,
         train_dataset=Dataset.from_list(rows),

@@ -30,6 +30,7 @@ from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.common.errors import InputError
 from palora.common.module_names import module_label
 from palora.common.settings import ProtectSettings
+from palora.common.wording import percent
 from palora.data.facts import Fact
 from palora.language.collect import collect, covered, shared_inputs
 from palora.language.keep import Keep
@@ -142,6 +143,17 @@ def check_protection(settings: ProtectSettings) -> tuple[Budget, Sides]:
     together."""
     budget = Budget(settings.k, settings.fraction, settings.share, settings.strength)
     return check_rule(settings.rule, budget, settings.sides)
+
+
+def coverage_told(record: Mapping[str, Any]) -> str | None:
+    """The coverage, and whether it is good (`coverage_warning` says what is wrong where not); None where it was not
+    measured. A protection is to hold the skill's inputs, and to leave the facts' free."""
+    skill, facts = record["coverage"]["skill"], record["coverage"]["facts"]
+    if record["rule"] == "none" or skill is None:
+        return None
+    told = f"the protection covers {percent(skill, 1)} of the skill's input energy"
+    told += "" if facts is None else f", {percent(facts, 1)} of the facts'"
+    return told if coverage_warning(record) else f"{told}: good"
 
 
 def coverage_warning(record: Mapping[str, Any]) -> str | None:
