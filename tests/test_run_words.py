@@ -196,3 +196,21 @@ def test_facts_rephrase_writes_facts_that_can_be_taught(values, tmp_path):
     taught = ("--epochs", 1, "--r", 2, "--out", tmp_path / "adapter")
     done = palora("inject", "--model", values["model"], "--facts", tmp_path / "teach.jsonl", *taught)
     assert done.code == 0, done.err
+
+
+def test_a_run_counts_its_stages_and_says_how_many_facts_were_learned(values, tmp_path, caplog):
+    caplog.set_level("INFO", "palora")
+    pipeline.run(parse_recipe(values), tmp_path / "run")
+    begun = [record.getMessage() for record in caplog.records if record.getMessage().startswith("stage ")]
+    assert [line.partition(":")[0] for line in begun] == [f"stage {i} of 5" for i in range(1, 6)]
+    assert [line.partition(": ")[2] for line in begun[2:]] == [
+        "teach the facts (lora)",
+        "teach the facts (palora)",
+        "ask every arm the same questions",
+    ]
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if " learned: " in line] == [
+        f"{arm} learned: not measured while training (stop_at_recall says whether); palora evaluate tells"
+        for arm in ("lora", "palora")
+    ]
+    assert any("of the skill's input energy" in line for line in told)

@@ -2,7 +2,8 @@
 
 The model is loaded once and its adapters are switched (with an expert there are two models). Prompts and answers are
 made as the measuring makes them, greedily, so they are those of `evaluation.json`; only an answer that was cut there is
-longer here.
+longer here. In bfloat16 a question asked alone is rounded otherwise than in a batch, and a long answer may take another
+turn.
 """
 
 from collections.abc import Mapping, Sequence

@@ -61,7 +61,7 @@ def talk(ask: Ask, questions: Iterable[str]) -> None:
     """Answer one question after the other; a question that cannot be answered is told, and the next one is asked."""
     for question in filter(None, map(str.strip, questions)):
         try:
-            with waiting("the arms answer"):
+            with waiting("The arms answer"):
                 answers = ask(question)
         except PaloraError as error:
             print(f"palora: {error}")
