@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from command import palora, tree
+from test_architectures import tiny
 from transformers import LlamaConfig, MistralConfig
 
 from palora.bench.comparison import load_comparison
@@ -105,6 +107,29 @@ def test_more_to_keep_takes_more(tokenizer, tmp_path):
     assert two["protection palora"]["statistics"] > one["protection palora"]["statistics"]
     alone = peak("inject.distil=0")
     assert one["inject palora"]["activations"] > alone["inject palora"]["activations"], "distillation is the default"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner", "gate", "taught", "inputs"),
+    [
+        ("qwen3", 96, True, 6, 4),
+        ("phi3", 96, True, 4, 4),
+        ("gpt2", 48, False, 4, 4),
+        ("opt", 48, False, 4, 4),
+        ("gemma4_text", 96, True, 6, 4),
+    ],
+)
+def test_the_sizes_of_an_architecture(kind, inner, gate, taught, inputs):
+    with torch.device("meta"):
+        sizes = dry.sizes_of(tiny(kind, 99))
+    assert (sizes.layers, sizes.width, sizes.inner, sizes.gate) == (2, 32, inner, gate)
+    assert (len(sizes.taught), sum(own.own for own in sizes.taught)) == (taught, inputs)
+
+
+def test_stacked_experts_are_planned_by_their_attention():
+    with torch.device("meta"):
+        sizes = dry.sizes_of(tiny("mixtral", 99, num_local_experts=4), ["attention"])
+    assert len(sizes.taught) == 2 * 4 and sizes.inner == 0
 
 
 def test_an_unknown_model_is_one_line():

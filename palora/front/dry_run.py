@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from palora.algebra.rules import COMPONENT_RULES, INPUT_RULES
+from palora.common.errors import InputError
 from palora.common.settings import InjectSettings, ProtectSettings
+from palora.common.threads import say_threads
 from palora.common.wording import duration
 from palora.data.facts import read_facts
 from palora.data.skills import Problem
@@ -37,11 +39,15 @@ MOST = 4096  # of ranks and batches that are looked for
 def sizes_of(model: Any, targets: list[str] | None = None) -> Sizes:
     """The sizes of a model, which may be on the meta device. Raises InputError where it has no such targets."""
     config = model.config.get_text_config()
+    stated = config.to_dict()  # some say a size for each layer, and refuse to be asked for one
     heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head = _widest(stated.get("head_dim")) or config.hidden_size // heads
     linears = {name: shape(module) for name, module in model.named_modules() if is_linear(module)}
     taught = {name: linears[name] for name in find_targets(model, targets)}
-    mlp = [linears[name] for name in mlp_matrices(model)]
+    try:
+        mlp = [linears[name] for name in mlp_matrices(model)]
+    except InputError:  # stacked experts: their inner states and operations are not counted
+        mlp = []
     layers = config.num_hidden_layers
     inward = sum(m for m, n in mlp if n == config.hidden_size)
     outward = sum(n for m, n in mlp if m == config.hidden_size and n != config.hidden_size)
@@ -51,12 +57,17 @@ def sizes_of(model: Any, targets: list[str] | None = None) -> Sizes:
         width=config.hidden_size,
         vocabulary=config.vocab_size,
         queries=heads * head,
-        keys=(getattr(config, "num_key_value_heads", None) or heads) * head,
+        keys=(_widest(stated.get("num_key_value_heads")) or heads) * head,
         inner=inward // layers,
         gate=inward > outward,
         multiplied=sum(m * n for m, n in linears.values()),
         taught=tuple(Matrix(m, n, _own(name, taught)) for name, (m, n) in taught.items()),
     )
+
+
+def _widest(size: Any) -> int | None:
+    """A size, or the largest of those that are stated layer by layer."""
+    return max(size) if isinstance(size, list | tuple) else size
 
 
 def _own(name: str, taught: dict[str, tuple[int, int]]) -> bool:
@@ -81,6 +92,7 @@ def planned(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any]:
     Raises: InputError as the run would, before it loads a model.
     """
     device = chosen_device(plan.device)
+    say_threads(device)
     model = build_empty(plan.model, plan.dtype)
     sizes = sizes_of(model, plan.targets)
     place = Place(device == "cpu", model.dtype.itemsize)
@@ -347,6 +359,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"peak     {_size(peak)}" + (f": more than the {_size(device['memory'])} that are free" if over else ""),
     ]
     lines += [f"fits     rank {fit['rank'] or 'none'} at this batch, batch {fit['batch'] or 'none'} at this rank"]
+    lines += ["time     of every epoch; a run that has learned its facts stops before"]
     return "\n".join(lines)
 
 
