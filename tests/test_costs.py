@@ -40,27 +40,32 @@ def test_an_empty_model_has_the_sizes_of_the_real_one():
 
 @pytest.mark.parametrize(("dropout", "keys"), [(0.0, 4), (0.1, 4), (0.0, 2)])
 def test_the_activations_are_those_that_autograd_keeps(dropout, keys):
-    """On the Llama of the tests made wider, so that nothing small (norms' roots, the attention's sums) counts."""
-    changes = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 6, "num_key_value_heads": keys}
-    model = tiny_llama(**changes)
-    sizes, batch, r = sizes_of(model), Batch(6, 40), 8
-    tuned = lora_model(model, InjectSettings(r=r, lora_dropout=dropout), list(find_targets(model))).train()
-    own = {p.untyped_storage().data_ptr() for p in tuned.parameters()}
-    kept = {}
+    """Of three layers more: of the first one nothing before its MLP needs a gradient."""
+    batch, r = Batch(6, 40), 8
 
-    def pack(x):
-        if x.untyped_storage().data_ptr() not in own:
-            kept[x.untyped_storage().data_ptr()] = x
-        return x
+    def of(layers):
+        changes = {"hidden_size": 128, "intermediate_size": 320, "num_key_value_heads": keys}
+        model = tiny_llama(num_hidden_layers=layers, **changes)
+        sizes = sizes_of(model)
+        tuned = lora_model(model, InjectSettings(r=r, lora_dropout=dropout), list(find_targets(model))).train()
+        own = {p.untyped_storage().data_ptr() for p in tuned.parameters()}
+        kept = {}
 
-    ids = torch.randint(4, 90, (batch.rows, batch.tokens))
-    mask = torch.ones_like(ids)
-    mask[0, 30:] = 0
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        tuned.base_model.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    counted = sum(x.untyped_storage().nbytes() for x in kept.values())
-    # Of the first layer nothing before its MLP needs a gradient, of six that is a twentieth.
-    assert costs.activations(sizes, batch, r, dropout > 0, 4) == pytest.approx(counted, rel=0.1)
+        def pack(x):
+            if x.untyped_storage().data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x
+            return x
+
+        ids = torch.randint(4, 90, (batch.rows, batch.tokens))
+        mask = torch.ones_like(ids)
+        mask[0, 30:] = 0
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            tuned.base_model.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        counted = sum(x.untyped_storage().nbytes() for x in kept.values())
+        return counted, costs.activations(sizes, batch, r, dropout > 0, 4)
+
+    (few, predicted_few), (many, predicted_many) = of(2), of(5)
+    assert predicted_many - predicted_few == pytest.approx(many - few, rel=0.04)
 
 
 def test_the_adapter_and_what_is_known_of_the_inputs_are_of_these_sizes(tokenizer):
