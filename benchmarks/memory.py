@@ -41,7 +41,7 @@ def stages(sizes: Sizes) -> dict[str, dict[str, int]]:
         "writing (64 × 64 tokens)": costs.answering(sizes, PLACE, Batch(64, 104), 64),
         "protection": costs.protecting(sizes, PLACE, Batch(8, 160), bases, THINGS, False),
         "own words": costs.teaching(sizes, PLACE, LESSON, bases, THINGS, True),
-        "own words, checkpointed": costs.teaching(
+        "checkpointed own words": costs.teaching(
             sizes, PLACE, replace(LESSON, checkpointing=True), bases, THINGS, True
         ),
         "bare answers": costs.teaching(sizes, PLACE, replace(LESSON, kept=None, answers=0), bases, THINGS, False),
