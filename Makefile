@@ -29,7 +29,7 @@ demo-chat: models/smollm2/config.json   ## a real chat model learns facts in its
 
 test-pretrained: setup   ## what holds on a pretrained chat model; skipped, with the reason, where it cannot be had
 	-$(MAKE) models/smollm2/config.json
-	PALORA_PRETRAINED=models/smollm2 $(BIN)/python -m pytest -m pretrained tests/test_pretrained.py -rs
+	PALORA_PRETRAINED=models/smollm2 $(BIN)/python -m pytest -m pretrained tests/test_pretrained.py tests/test_costs.py -rs
 
 test: setup          ## every test; no network, no accelerator
 	$(BIN)/python -m pytest --numprocesses $(JOBS)

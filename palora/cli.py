@@ -88,6 +88,9 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
     answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what will be done, in what memory and time, and what fits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
@@ -95,6 +98,13 @@ def run(
 
     loaded = load_recipe(recipe, overrides)
     _load_libraries()
+    if dry_run:
+        from palora.front.dry_run import dry_run as plan_run
+        from palora.front.dry_run import plan_text
+
+        planned = plan_run(loaded)
+        print(json.dumps(planned, indent=2) if as_json else plan_text(planned))
+        return
     from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem

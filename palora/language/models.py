@@ -114,6 +114,25 @@ def _quantisation(load: Bits, dtype: str) -> "BitsAndBytesConfig":
     )
 
 
+def build_empty(path: str | Path, dtype: str = "auto") -> "PreTrainedModel":
+    """A model of the same shapes and no numbers, on torch's meta device, from its configuration alone.
+
+    Args:
+        dtype: "auto" is the configuration's, float32 where it says none.
+
+    Raises: InputError where there is no configuration, or it wants to run its own code.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(str(path), "configuration"):
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        kind = (config.get_text_config().dtype or config.dtype or torch.float32) if dtype == "auto" else dtype
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, kind) if isinstance(kind, str) else kind, trust_remote_code=False
+            )
+
+
 def has_chat_template(path: str | Path) -> bool:
     """Whether a model is one to talk to; its tokenizer alone is loaded."""
     return bool(load_tokenizer(path).chat_template)

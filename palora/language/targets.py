@@ -62,7 +62,7 @@ def mlp_matrices(model: nn.Module) -> list[str]:
             )
         parts = name.lower().split(".")
         if any(map(str.isdigit, parts)) and not any(word in part for part in parts[-2:] for word in _NO_MLP):
-            linears = {n: _shape(child) for n, child in module.named_children() if is_linear(child)}
+            linears = {n: shape(child) for n, child in module.named_children() if is_linear(child)}
             if own := _of_mlp(linears):
                 found[name] = [f"{name}.{n}" for n in own]
     # A layer whose MLP is a module of its own may hold two more matrices that look like one, as in Gemma 4.
@@ -125,7 +125,7 @@ def _not_found(model: nn.Module, ending: str | None) -> str:
     return f"no matrix is named {ending}; candidates for --targets: {_candidates(model)}"
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer, also of a quantised one."""
     if hasattr(module, "in_features"):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
