@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+from palora.common.wording import one_line
+
 
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0, transient: bool = False) -> Iterator[Callable[[int], None]]:
@@ -19,6 +21,7 @@ def progress_bar(label: str, total: int, done: int = 0, transient: bool = False)
     Yields: a function to call with each further number of finished units.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -38,7 +41,7 @@ def progress_bar(label: str, total: int, done: int = 0, transient: bool = False)
     console = Console(stderr=True)
     hidden = transient and not console.is_terminal  # in a log file even a vanishing bar would leave an empty line
     with Progress(*columns, console=console, transient=transient, disable=hidden) as bars:
-        task = bars.add_task(label, total=total, completed=done)
+        task = bars.add_task(escape(one_line(label)), total=total, completed=done)
         yield lambda units: bars.advance(task, units)
         bars.update(task, total=bars.tasks[0].completed)  # work that ended early is done
 

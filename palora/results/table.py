@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from palora.common.wording import one_line
+
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     """Print the arms of an evaluation: facts learned, what is known still, and each skill with its retention."""
@@ -20,7 +22,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     for heading in shares:
         table.add_column(heading, justify="right")
     for skill in skills:
-        table.add_column(skill, justify="right")
+        table.add_column(one_line(skill), justify="right")
         table.add_column(f"vs {against}", justify="right")
     for heading in ("‖ΔW‖/‖W‖", "drift", "leak"):
         table.add_column(heading, justify="right")
@@ -39,10 +41,10 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
 def print_answers(evaluation: Mapping[str, Any], n: int) -> None:
     """Print the first `n` questions with what every arm answers: ✓ right, ✗ wrong."""
     for asked in evaluation["answers"][:n]:
-        question, answer = (" ".join(asked[key].split()) for key in ("prompt", "expected"))
+        question, answer = (one_line(" ".join(asked[key].split())) for key in ("prompt", "expected"))
         print(f"\n{question}  [{answer}]")
         for arm, said in asked["arms"].items():
-            text = " ".join(said["text"].split())
+            text = one_line(" ".join(said["text"].split()))
             print(f"  {'✓' if said['correct'] else '✗'} {arm:<8} {text[:87] + '…' if len(text) > 88 else text}")
     if n:
         print()
