@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo demo-chat test test-pretrained lint bench clean
+.PHONY: setup demo demo-chat test test-pretrained fuzz lint bench clean
 setup: $(VENV)/.installed
 
 # torch first and pinned: an unpinned torch may pull gigabytes of CUDA packages.
@@ -33,6 +33,9 @@ test-pretrained: setup   ## what holds on a pretrained chat model; skipped, with
 
 test: setup          ## every test; no network, no accelerator
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+fuzz: setup          ## the readers and scorers on thousands of inputs, a run stopped at every write: about an hour
+	PALORA_FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_faults.py
 
 lint: setup          ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from palora.common.settings import (
     InjectSettings,
     ProtectSettings,
 )
+from palora.common.wording import one_line, printable
 from palora.front.options import FACTS, SCORER, Option, command, computing, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
@@ -257,7 +258,7 @@ def check(
     from palora.front.fact_files import check_file, check_text
 
     found = check_file(_facts_of(file, given), fix, out)  # type: ignore[arg-type]
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else check_text(found))
+    print(printable(json.dumps(found, indent=2, ensure_ascii=False) if as_json else check_text(found)))
 
 
 def classify(
@@ -286,7 +287,7 @@ def templates(
 
     named = _facts_of(file, {o: v for o, v in given.items() if o.flag != "--templates"}) if file else None
     text = templates_of(named, next((v for o, v in given.items() if o.flag == "--templates"), None), out)
-    print(f"templates            {out}" if out else text.rstrip())
+    print(printable(f"templates            {out}" if out else text.rstrip()))
 
 
 def _facts_of(file: str, given: Any) -> Any:
@@ -409,20 +410,20 @@ def _load_libraries() -> None:
 
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True, answers: int = 0) -> None:
     if as_json:
-        print(json.dumps(evaluation, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(evaluation, indent=2, ensure_ascii=False)))
         return
     from palora.results.table import evaluation_table, print_answers, summary
 
     print_answers(evaluation, answers)
     evaluation_table(evaluation)
     if told := summary(evaluation):
-        print(told)
-    print(f"Report: {out / 'report.html'}")
+        print(printable(told))
+    print(printable(f"Report: {out / 'report.html'}"))
     if last:
         from palora.front.pipeline import how_to_use
 
-        print(f"Ask it: palora chat {shlex.quote(str(out))}")
-        print(how_to_use(out))
+        print(printable(f"Ask it: palora chat {shlex.quote(str(out))}"))
+        print(printable(how_to_use(out)))
 
 
 def _show_folder(folder: Path, as_json: bool) -> None:
@@ -433,22 +434,25 @@ def _show_folder(folder: Path, as_json: bool) -> None:
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(values, indent=2, ensure_ascii=False)))
         return
     from palora.results.table import value_text
 
     for key, value in values.items():
         if key != "layers":
-            print(f"{key:<20} {value_text(value)}")
+            print(one_line(f"{key:<20} {value_text(value)}"))
 
 
 def main() -> None:
     """Entry point: exit 0 done, 1 the run failed, 2 wrong input, 130 interrupted; one line for what is not a bug."""
+    _open_what_is_closed()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours tell the whole story
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     logging.basicConfig(format="%(message)s", level=logging.ERROR)  # of the libraries
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_OneLine("%(message)s"))
     logging.getLogger("palora").setLevel(logging.INFO)
     try:
         # Not standalone: typer would print errors in a form of its own, and swallow the interruption.
@@ -459,10 +463,29 @@ def main() -> None:
         message, code = _explain(error)
         if message is None:
             raise
-        print(f"palora: {message}", file=sys.stderr)
+        print(f"palora: {one_line(message)}", file=sys.stderr)
     if code == _INTERRUPTED:
         print("palora: stopped; run the same command again to continue", file=sys.stderr)
     sys.exit(code)
+
+
+class _OneLine(logging.Formatter):
+    """What is told of, without what a file's name or content could do to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _open_what_is_closed() -> None:
+    """`palora … >&-`: the first file that is opened would take the number of a standard stream, and what a library
+    writes there would go into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, and a shell expects

@@ -8,6 +8,10 @@ import os
 import re
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -849,3 +853,301 @@ def test_a_changed_byte_of_an_adapter(refused, stage, made, tmp_path):
     (folder / "adapter_model.safetensors").write_bytes(content)
     for command in (("inspect", folder), stage("evaluate", adapter=folder), stage("export", adapter=folder)):
         refused(*command, said=r"adapter_model\.safetensors has changed since it was written")
+
+
+# --- what is hostile ------------------------------------------------------------------------------
+
+DEEP = "[" * 100_000 + "]" * 100_000
+COLOURED = "a\x1b[31mred\x07\x9b1m\u202e"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if",
+        "{{ foo.bar }}",
+        "{{ messages|none }}",
+        "{{ 1/0 }}",
+        "hello",
+        "{{ messages.__class__.__mro__ }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% include 'x' %}",
+        "{{ raise_exception('" + COLOURED + "\nb') }}",
+        "{{" + "(" * 3000 + "1" + ")" * 3000 + "}}",
+        "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
+    ],
+)
+def test_a_broken_chat_template(refused, stage, other_model, template):
+    folder = other_model()
+    (folder / "chat_template.jinja").write_text(template)
+    line = refused(*stage("inject", model=folder), said="chat template does not take a question and its answer")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("name", ["palora.json", "adapter_config.json", "protection.json", "expert.json"])
+def test_a_folder_whose_json_is_100_000_deep(refused, tmp_path, name):
+    file(tmp_path, f"folder/{name}", '{"a":' + DEEP + "}")
+    refused("inspect", tmp_path / "folder", said=rf"{name}: nested too deeply to be read")
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"a":' * 100_000 + "1" + "}" * 100_000])
+@pytest.mark.parametrize("name", ["f.json", "f.jsonl"])
+def test_facts_100_000_deep(refused, stage, tmp_path, name, content):
+    refused(*stage("inject", facts=file(tmp_path, name, content)), said="nested too deeply to be read")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "skills: " + "[" * 3000 + "]" * 3000,
+        "a: " + "{a: " * 3000 + "}" * 3000,
+        "\n".join(" " * level + "a:" for level in range(3000)),
+        "a: " + "[" * 100_000,
+        "a: " + "[" * 100 + "]" * 100,
+    ],
+)
+def test_a_recipe_3000_deep(refused, tmp_path, text):
+    recipe = file(tmp_path, "r.yaml", text + "\n")
+    refused("run", recipe, "--out", tmp_path / "out", said=r"r\.yaml.*nested (too deeply|more than 50 levels)")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: &a [*a]", "line 1: an alias stands within what it is an alias of"),
+        ("facts: &a {file: *a}", "line 1: an alias stands within"),
+        ("".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9)), "100,000 values"),
+        ("seed: 1\nmodel: x\nseed: 2", r"line 3: a key stands there a second time \(first in line 1\); keep one"),
+        ("inject: {r: 4, r: 8}", "line 1: a key stands there a second time"),
+        ("seed: !!int x", "not valid YAML"),
+        ("seed: !!timestamp 2020-99-99", "not valid YAML"),
+        (f"seed: {'9' * 5000}", "not valid YAML|seed: must be"),
+    ],
+)
+def test_a_recipe_that_is_no_plain_yaml(refused, tmp_path, text, said):
+    refused("run", file(tmp_path, "r.yaml", text + "\n"), "--out", tmp_path / "out", said=said)
+
+
+def test_1500_recipes_that_extend_each_other(refused, tmp_path):
+    for number in range(1500):
+        file(tmp_path, f"{number}.yaml", f"extends: {number + 1}.yaml\n")
+    file(tmp_path, "1500.yaml", "model: x\n")
+    refused("run", tmp_path / "0.yaml", "--out", tmp_path / "out", said="more than 20 recipes extend each other")
+
+
+def recipe_with(text):
+    """A recipe with one line replaced or added."""
+    key = text.partition(":")[0]
+    lines = ["model: m", "facts: f.csv", "skills: [chain]"]
+    return yaml_recipe("\n".join([*(line for line in lines if not line.startswith(f"{key}:")), text]))
+
+
+def yaml_recipe(text):
+    from palora.common.plain_yaml import parse_yaml
+
+    return parse_recipe(parse_yaml(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("system_message: yes", "yes"),
+        ("model: no", "no"),
+        ("facts: 010", "010"),
+        ("facts: {file: f.csv, question: no, answer: 1:30}", {"file": "f.csv", "question": "no", "answer": "1:30"}),
+        ("text: 2020-01-01", "2020-01-01"),
+        ("targets: [off]", ["off"]),
+        ("inject: {r: 010}", 10),
+        ("inject: {r: 8}", 8),
+        ("seed: 7", 7),
+    ],
+)
+def test_yaml_is_what_it_looks_like(text, value):
+    found = getattr(recipe_with(text), text.partition(":")[0])
+    assert (getattr(found, "r", found)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("inject: {epochs: 1:30}", "inject.epochs: must be a valid integer.*not '1:30'"),
+        ("seed: yes", "seed: must be a valid integer.*not 'yes'"),
+        ("inject: {r: 0x10}", "inject.r: must be a valid integer.*not '0x10'"),
+        ("chat_template_kwargs: {enable_thinking: no}", "enable_thinking: write true or false, not no"),
+    ],
+)
+def test_yaml_that_could_be_two_things_is_asked_for(text, said):
+    with pytest.raises(InputError, match=said):
+        recipe_with(text)
+
+
+def test_what_is_written_as_yaml_is_read_back():
+    from palora.common.plain_yaml import dump_yaml, parse_yaml
+
+    value = {"no": ["1e5", "010", "1:30", "yes", "2020-01-01", "null", "~", "", "0x10", "1_0", ".5", "<<"], "a": 1e-5}
+    assert parse_yaml(dump_yaml(value)) == value
+
+
+@pytest.mark.parametrize("content", ["root:$6$SECRET:1:::\ndaemon: SECRET\n", "SECRET: SECRET\n- SECRET", "!!SECRET x"])
+def test_extends_tells_nothing_of_another_file(refused, tmp_path, content):
+    shadow = file(tmp_path, "shadow", content)
+    recipe = file(tmp_path, "r.yaml", f"extends: {shadow}\n")
+    line = refused("run", recipe, "--out", tmp_path / "out", said="extends names a recipe, .*not '.*shadow'")
+    assert "SECRET" not in line
+    for broken in ("a: !!SECRET 1", "a: *SECRET", "SECRET [\n"):
+        named = file(tmp_path, "other.yaml", broken)
+        recipe = file(tmp_path, "r.yaml", f"extends: {named}\n")
+        assert "SECRET" not in refused("run", recipe, "--out", tmp_path / "out", said=r"other\.yaml")
+
+
+@pytest.mark.parametrize("key", ["model", "facts", "text", "prompts", "device", "extends", "skills"])
+def test_a_path_with_a_nul_character(refused, made, tmp_path, key):
+    values = {"model": str(made.model), "skills": ["chain"], "facts": str(made.facts)}
+    values[key] = ["a\0b.jsonl"] if key == "skills" else "a\0b"
+    recipe = file(tmp_path, "r.yaml", yaml.safe_dump(values))
+    refused(
+        "run", recipe, "--out", tmp_path / "out", said=r"'a\\x00b.*: no path has a NUL character in it; take it out"
+    )
+
+
+def test_no_escape_sequence_reaches_the_terminal(refused, stage, made, tmp_path):
+    whole = {"model": "m", "skills": ["chain"], "facts": "f"}
+    for command in (
+        stage("inject", facts=tmp_path / COLOURED),
+        stage("inject", model=COLOURED),
+        ("inspect", tmp_path / COLOURED),
+        ("run", tmp_path / COLOURED),
+        ("run", file(tmp_path, "r.yaml", yaml.safe_dump(whole | {COLOURED: 1})), "--out", tmp_path / "out"),
+    ):
+        assert refused(*command, said="red").isprintable()
+    rows = [{"question": COLOURED, "answer": answer} for answer in "bc"]
+    facts = file(tmp_path, "f.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    adapter = tmp_path / "adapter"
+    shutil.copytree(made.adapter, adapter)
+    record = json.loads((adapter / "palora.json").read_text())
+    write_json(adapter / "palora.json", record | {"model": COLOURED})
+    for command in (("facts", "check", facts), ("inspect", adapter), ("inspect", "--json", adapter)):
+        result = palora(*command)
+        assert result.code == 0 and "red" in result.out
+        assert all(line.isprintable() for line in result.out.splitlines())
+    assert json.loads(palora("inspect", "--json", adapter).out)["model"] == COLOURED
+
+
+def test_names_are_no_html_in_markdown():
+    from palora.bench.compare_report import markdown_table
+    from palora.results.model_card import model_card
+
+    attack = "<script>alert(1)</script> | [x](http://y) `"
+    text = "\n".join(markdown_table(["method", attack], [(attack, "1%")]))
+    assert not re.search(r"(?<!\\)[<\[`]", text)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in text.splitlines()), "two cells a row"
+    update = {"norm": 1, "relative_norm": 1, "leak": None, "drift": None}
+    card = model_card({"update": update, "facts": {"n": 1, "file": attack}, "rule": "none", "model": attack})
+    assert not re.search(r"(?<!\\)<script", card.partition("- **Goes on**")[0])
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_a_standard_stream_that_is_closed(made, tmp_path, closed):
+    """The first file that is opened took the place of the stream, and was written into."""
+    code = (
+        f"import os, sys\nfor n in {closed}: os.close(n)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'palora.cli', *sys.argv[1:]])"
+    )
+    arguments = ["inject", *QUICK["inject"], "--model", made.model, "--facts", made.facts, "--out", tmp_path / "out"]
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], timeout=120)
+    assert ended.returncode == 0
+    assert load_tensors(tmp_path / "out" / "adapter_model.safetensors")
+    assert palora("inspect", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers is 100,000, more than these weights can have"),
+        ({"vocab_size": 10**8}, "vocab_size is 100,000,000, more than"),
+        ({"hidden_size": 10**6}, "hidden_size is 1,000,000, more than"),
+        ({"num_hidden_layers": 1}, "config.json has no place for model.layers.1.*fewer layers"),
+        ({"num_hidden_layers": 3}, "they lack model.layers.2"),
+        ({"dtype": "int8"}, "cannot load the"),
+        ({"dtype": "float33"}, "cannot load the"),
+    ],
+)
+def test_a_config_of_another_size(refused, stage, other_model, config, said):
+    refused(*stage("inject", model=other_model(config=config)), said=said)
+
+
+def test_weights_that_are_of_another_kind(refused, stage, other_model, caplog):
+    def cast(kind):
+        return lambda tensors: tensors.update({name: value.to(kind) for name, value in tensors.items()})
+
+    for kind, said in {torch.int8: "I8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3"}.items():
+        folder = other_model(said, weights=cast(kind))
+        refused(*stage("inject", model=folder), said=f"is stored as {said}; the checkpoint is damaged")
+    load_model(other_model("half", weights=cast(torch.bfloat16)), device="cpu")
+    assert "config.json says float32, and the weights are bfloat16: say by --dtype" in caplog.text
+    caplog.clear()
+    load_model(other_model("same"), device="cpu")
+    assert not caplog.text
+
+
+def test_a_wrong_name_of_a_model_is_told_at_once(refused, stage, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+    from huggingface_hub import file_download
+
+    asked = []
+
+    def head(*arguments, **named):
+        asked.append(arguments)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", head)
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/nothing", "./nothing", "a/b/c", "no model"):
+        refused(*stage("inject", model=name), said="no such model folder, and not a hub name")
+    refused(
+        *stage("inject", model="nobody/nothing"), said="not in the cache, and HF_HUB_OFFLINE is set; check the path"
+    )
+    assert not asked
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    refused(*stage("inject", model="nobody/nothing"), said="the hub cannot be reached .*check the path")
+    assert len(asked) == 1
+
+
+def test_an_interrupted_leader_leaves_at_once_and_takes_its_workers_along(tmp_path):
+    script = file(
+        tmp_path,
+        "leader.py",
+        """
+import os, sys, time
+from unittest import mock
+from palora.bench.workers import Job, Workers
+
+def work(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    time.sleep(60)
+
+def lead(*arguments, **named):
+    with Workers(2) as crew:
+        crew.run([Job(str(i), work, (sys.argv[1],)) for i in range(4)])
+
+if __name__ == "__main__":
+    from palora import cli
+    with mock.patch.object(cli, "app", lead):
+        cli.main()
+""",
+    )
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    own = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    leader = subprocess.Popen([sys.executable, script, begun], stderr=subprocess.PIPE, text=True, **own)
+    wait = time.monotonic() + 60
+    while len(list(begun.iterdir())) < 2 and time.monotonic() < wait:
+        time.sleep(0.05)
+    sent = time.monotonic()
+    leader.send_signal(signal.SIGINT)
+    _, said = leader.communicate(timeout=50)
+    assert (leader.returncode, time.monotonic() - sent < 5) == (130, True), said
+    assert said.splitlines() == ["palora: stopped; run the same command again to continue"]
+    assert not [worker for worker in begun.iterdir() if Path("/proc", worker.name).exists()]

@@ -124,7 +124,7 @@ def test_an_interrupted_training_continues_bit_for_bit(tokenizer, tmp_path, monk
     assert read_metrics(tmp_path / "a" / "metrics.jsonl") == read_metrics(tmp_path / "b" / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("how", ["a byte changed", "cut short"])
+@pytest.mark.parametrize("how", ["a byte changed", "cut short", "no curve"])
 def test_a_damaged_checkpoint_is_told_of_and_not_used(how, tokenizer, tmp_path, monkeypatch, caplog):
     whole = run(tokenizer, tmp_path / "a")
     step, calls = expert_module._step, []
@@ -141,7 +141,10 @@ def test_a_damaged_checkpoint_is_told_of_and_not_used(how, tokenizer, tmp_path, 
     file = tmp_path / "b" / "checkpoint.safetensors"
     content = bytearray(file.read_bytes())
     content[-40] ^= 1
-    file.write_bytes(content if how == "a byte changed" else content[:-40])
+    if how == "no curve":
+        file.with_name("metrics.jsonl").unlink()
+    else:
+        file.write_bytes(content if how == "a byte changed" else content[:-40])
     resumed = run(tokenizer, tmp_path / "b")
     assert "training begins anew" in caplog.text
     assert all(torch.equal(whole.scales[name], z) for name, z in resumed.scales.items())

@@ -256,3 +256,27 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
     assert again == record and (tmp_path / "b" / "checkpoints" / "checkpoint-4" / name).exists()
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("how", ["gone", "a row gone"])
+def test_the_curve_of_an_unfinished_training_is_missed(how, tokenizer, tmp_path, monkeypatch, caplog):
+    """Without it the report would show a part, and nobody knows whether the wished recall was reached."""
+    whole, record = inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "a")
+    original = watching.Watch.on_step_end
+
+    def interrupted(self, args, state, *rest, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+        return original(self, args, state, *rest, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(watching.Watch, "on_step_end", interrupted)
+        inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "b")
+    curve = tmp_path / "b" / "metrics.jsonl"
+    _, *others = curve.read_text().splitlines(keepends=True)
+    curve.unlink() if how == "gone" else curve.write_text("".join(others))
+    resumed, again = inject(tiny_llama(), tokenizer, FACTS, settings(), tmp_path / "b")
+    assert "metrics.jsonl has" in caplog.text and "rows that were there at step 4" in caplog.text
+    assert again == record and curve.read_text() == (tmp_path / "a" / "metrics.jsonl").read_text()
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,6 +1,7 @@
 """The constraint holds whatever trains it, and what is saved is plain LoRA."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -402,6 +403,32 @@ def test_what_does_not_fit_is_refused(model):
             PaloraConfig(protection=subspaces, **{field: value})
     with pytest.raises(InputError, match="not a protection folder"):
         PaloraConfig(protection="nowhere")
+
+
+ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_targets_without_a_protection_are_a_choice(model, tmp_path):
+    """… and then plain LoRA; what is protected stays so."""
+    subspaces = protection(model)
+    with pytest.raises(
+        InputError, match=rf"leave target_modules out.*unprotected_modules={re.escape(str(ATTENTION))}$"
+    ):
+        constrained(tiny_llama(), subspaces, target_modules="all-linear")
+    with pytest.raises(InputError, match=r"v_proj is targeted but has no .*unprotected_modules=\['v_proj'\]$"):
+        constrained(tiny_llama(), subspaces, target_modules=["up_proj", "v_proj"], unprotected_modules=["q_proj"])
+    adapted = constrained(model, subspaces, target_modules="all-linear", unprotected_modules=[*ATTENTION, "up_proj"])
+    train(adapted, 30)
+    expected = adapted(input_ids=IDS).logits
+    adapted.save_pretrained(tmp_path)
+    assert max(saved_leaks(tmp_path, subspaces).values()) <= 1e-5
+    plain = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    assert (plain(input_ids=IDS).logits - expected).abs().max() < 1e-4
+    for name, layer in constrained_layers(adapted).items():
+        free = name.rsplit(".", 1)[-1] in ATTENTION
+        assert (layer.lora_A["default"].weight is layer.folded("default")[0]) == free
+        assert layer.lora_B["default"].weight.abs().max() > 0
+    assert (adapted.merge_and_unload()(input_ids=IDS).logits - expected).abs().max() < 1e-4
 
 
 def test_svd_reference_is_right():

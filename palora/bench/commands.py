@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from palora.bench.settings import SpectrumSettings
+from palora.common.wording import printable
 from palora.front.options import command, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
@@ -30,10 +31,10 @@ def compare(
     out = out or Path("runs") / file.stem
     result = run_comparison(loaded, out, workers)
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(result, indent=2, ensure_ascii=False)))
         return
-    print((out / "compare.md").read_text(encoding="utf-8"))
-    print(f"Page: {out / 'compare.html'}")
+    print(printable((out / "compare.md").read_text(encoding="utf-8")))
+    print(printable(f"Page: {out / 'compare.html'}"))
 
 
 def _spectrum(
@@ -56,12 +57,12 @@ def _spectrum(
 
     result = run_spectrum(plan, settings, out, expert, adapter, protection)
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(result, indent=2, ensure_ascii=False)))
         return
     from palora.bench.spectrum_report import spectrum_table
 
     spectrum_table(result)
-    print(f"Page: {out / 'spectrum.html'}")
+    print(printable(f"Page: {out / 'spectrum.html'}"))
 
 
 _spectrum.__name__ = "spectrum"

@@ -14,8 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from palora.bench.cells import cell_file, is_done, run_reference, run_scaled, run_training
 from palora.bench.compare_report import write_pages
 from palora.bench.comparison import BY_MODEL, Comparison
@@ -36,6 +34,7 @@ from palora.bench.workers import Job, Workers
 from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, read_json, write_json
 from palora.common.folders import alone, check_replaceable, check_writable
+from palora.common.plain_yaml import dump_yaml
 from palora.common.versions import versions
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
@@ -64,7 +63,7 @@ def compare(c: Comparison, out: str | Path, workers: int = 1) -> dict[str, Any]:
 
 def _compare(c: Comparison, out: Path, workers: int) -> dict[str, Any]:
     recipe = c
-    atomic_write_text(out / "comparison.yaml", yaml.safe_dump(c.model_dump(mode="json"), sort_keys=False))
+    atomic_write_text(out / "comparison.yaml", dump_yaml(c.model_dump(mode="json")))
     with Workers(workers) as crew:
         if c.prompts == BY_MODEL:
             crew.run([Job("prompts", prepare_prompts, (c, out))])

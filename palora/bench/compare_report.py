@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from palora.bench import tradeoff_plots
 from palora.bench.comparison import mark
 from palora.common.files import atomic_write_bytes, atomic_write_text
+from palora.common.wording import markdown as escaped
 from palora.results.pages import page
 from palora.results.plots.figure import to_html, to_png
 from palora.results.plots.style import arm_styles
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown, all columns but the first to the right."""
+    heads, rows = [escaped(head) for head in heads], [[escaped(first), *cells] for first, *cells in rows]
     ruler = "|---|" + "---:|" * (len(heads) - 1)
     return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
@@ -121,7 +123,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The tables as `compare.md`."""
     references = result["references"]
     skills = list(references["base"])
-    lines = [*(f"- {sentence}" for sentence in describe(result)), f"- Machine: {result['machine']}.", ""]
+    lines = [*(f"- {escaped(sentence)}" for sentence in [*describe(result), f"Machine: {result['machine']}."]), ""]
     rows: list[Sequence[str]] = [
         (arm, *(with_interval(references[arm][skill]) for skill in skills))
         for arm in ("base", "expert")
@@ -137,8 +139,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             )
             paired = result["paired"][load][milestone]
             if milestone == mark(result["comparison"]["choose_at"]) and (points := kept_points(result, load)):
-                on_front = ", ".join(front(points))
-                lines += [f"On the Pareto front of {paired['skill']} kept and known facts left: {on_front}.", ""]
+                on_front = escaped(", ".join(front(points)))
+                lines += [
+                    f"On the Pareto front of {escaped(paired['skill'])} kept and known facts left: {on_front}.",
+                    "",
+                ]
             for what, tests in families(paired):
                 lines += markdown_table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
     lines += ["### What tells retention, over all runs at the choosing milestone", ""]

@@ -39,9 +39,13 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if self._pool is None:
+            return
+        if kind is not None and not issubclass(kind, Exception):  # interrupted: what is at work is not waited for
+            for worker in list((self._pool._processes or {}).values()):
+                worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do the jobs; say what came out of each, and how long the others will take.

@@ -89,13 +89,22 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_path(path: str) -> str:
+    """A path or name as it is given. Raises InputError where no file can be named so."""
+    if "\0" in path:
+        raise InputError(f"{path!r}: no path has a NUL character in it; take it out")
+    return path
+
+
 def read_json(path: Path, *keys: str) -> Any:
     """Read a JSON file. Raises InputError if it is missing or malformed, or is no object with these keys."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply to be read; was it edited?") from None
+    except ValueError as error:  # also of a number of 5,000 digits, and a NUL in the path
         raise InputError(f"{path}: not valid JSON ({error}); was it cut short or edited?") from None
     if keys and not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; was it edited?")
@@ -140,3 +149,13 @@ def check_tensors(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
+
+
+def headers(path: Path) -> list[tuple[str, str, list[int]]]:
+    """Name, kind of number (`F32`, `BF16`, …) and shape of every tensor of a safetensors file. Raises InputError."""
+    from safetensors import safe_open
+
+    check_tensors(path)
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return [(name, own.get_dtype(), own.get_shape()) for name, own in slices.items()]

@@ -161,7 +161,11 @@ def check_replaceable(out: Path, marker: str) -> None:
     out = Path(out)
     if out.is_file():
         raise InputError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).exists():
+    if out.is_dir() and not (out / marker).exists():
+        # What a killed process was writing the marker into is ours.
+        others = [file for file in out.iterdir() if not file.name.startswith(f".{marker}.")]
+        if not others:
+            return
         raise InputError(f"{out} has other files in it (no {marker}); choose a new or empty folder for --out")
 
 

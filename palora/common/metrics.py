@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, clear_errors
 
 
@@ -35,11 +36,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def check_curve(path: Path, step: int, rows: int) -> None:
+    """Raise InputError where fewer than `rows` rows up to a step are left: without them nobody knows what was reached,
+    and the report would show a part for the whole."""
+    left = sum(row.get("step", 0) <= step for row in read_metrics(path))
+    if left < rows:
+        raise InputError(f"{path} has {left} of the {rows} rows that were there at step {step}")
 
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:

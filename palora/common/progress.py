@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
+from palora.common.wording import one_line
+
 
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0, transient: bool = False) -> Iterator[Callable[[int], None]]:
@@ -21,6 +23,7 @@ def progress_bar(label: str, total: int, done: int = 0, transient: bool = False)
     Yields: a function to call with each further number of finished units.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -41,7 +44,7 @@ def progress_bar(label: str, total: int, done: int = 0, transient: bool = False)
     hidden = transient and not console.is_terminal  # in a log file even a vanishing bar would leave an empty line
     begun = nullcontext() if console.is_terminal else waiting(label)  # a log file is shown a bar when it is full
     with Progress(*columns, console=console, transient=transient, disable=hidden) as bars, begun:
-        task = bars.add_task(label, total=total, completed=done)
+        task = bars.add_task(escape(one_line(label)), total=total, completed=done)
         yield lambda units: bars.advance(task, units)
         bars.update(task, total=bars.tasks[0].completed)  # work that ended early is done
 

@@ -1,6 +1,7 @@
 """Numbers and lists as they stand in a sentence."""
 
 import math
+import re
 from collections.abc import Iterable
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -58,3 +59,22 @@ def enumeration(parts: Iterable[str]) -> str:
 def capital(sentence: str) -> str:
     """A sentence with its first letter a capital, but for palora's."""
     return sentence if sentence.startswith("palora") else sentence[:1].upper() + sentence[1:]
+
+
+# Control characters but for the tab and the line's end; what turns the direction of writing; half characters.
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what would move its cursor, colour it or turn it round is written out, as `\\u001b`."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """`printable`, without the ends of lines and tabs."""
+    return printable(re.sub(r"\s*[\r\n\t]+\s*", " ", text).strip())
+
+
+def markdown(text: str) -> str:
+    """A text as it stands, within Markdown: on one line, without HTML, links or the end of a cell."""
+    return re.sub(r"[<>&|`\[\]\\]", r"\\\g<0>", one_line(text))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from palora.common.errors import InputError
+from palora.common.files import check_path
 from palora.common.hashes import hash_file, hash_value
 
 # What a column can be called in a recipe, and with --columns.
@@ -54,7 +55,7 @@ def sources(given: Given) -> list[Source]:
 
 def _source(given: Any) -> Source:
     if isinstance(given, str | os.PathLike) and os.fspath(given):
-        return Source(os.fspath(given))
+        return Source(check_path(os.fspath(given)))
     if not isinstance(given, Mapping):
         raise InputError(f"{given!r} names no facts; write a path, or {{file: PATH, question: COLUMN, answer: COLUMN}}")
     values = {**given}
@@ -65,6 +66,8 @@ def _source(given: Any) -> Source:
         raise InputError(f"{wrong[0]} must be a name, not {values[wrong[0]]!r}")
     if "file" not in values:
         raise InputError("name the file of these columns: {file: PATH, question: COLUMN, answer: COLUMN}")
+    for name in ("file", "templates"):
+        check_path(values.get(name) or "")
     return Source(values.pop("file"), templates=values.pop("templates", None), columns=values)
 
 

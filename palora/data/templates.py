@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from palora.common.errors import InputError
+from palora.common.plain_yaml import YamlProblem, dump_yaml, parse_yaml
 
 OTHER, VERB, STATEMENT = "(other)", "(verb)", "(statement)"
 BUILTIN = Path(__file__).with_name("templates.yaml")
@@ -40,16 +41,14 @@ def _builtin() -> Templates:
 
 
 def _read(path: Path) -> Templates:
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of templates; palora facts templates --out FILE writes one") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise InputError(f'{where}: not YAML; write relation: "question about {{subject}}", with the quotes') from None
+    except YamlProblem as problem:
+        wrong = "not YAML" if "not valid YAML" in str(problem) else problem
+        said = f'{problem.where(path)}: {wrong}; write relation: "question about {{subject}}", with the quotes'
+        raise InputError(said) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); save it as UTF-8") from None
     if not isinstance(values, dict):
@@ -115,9 +114,7 @@ def templates_text(relations: Iterable[str] | None, templates: Templates) -> str
     """Templates as YAML to be changed: those that these relations need, in their words. None: the built-in file."""
     if relations is None:
         return BUILTIN.read_text(encoding="utf-8")
-    import yaml
-
     needed = {relation_words(relation): templates_for(relation, templates) for relation in relations}
     needed |= {name: templates[name] for name in (OTHER, VERB, STATEMENT)}
     plain = {name: asked[0] if len(asked) == 1 else list(asked) for name, asked in needed.items()}
-    return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=1000)
+    return dump_yaml(plain, width=1000)

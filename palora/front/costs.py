@@ -20,6 +20,7 @@ TRAINER = 120 * 2**20  # what training imports beside them: TRL, accelerate, dat
 HELD = 1.5  # what a step takes and gives back, with what the allocator keeps of it in pieces too small to use
 TILES = {True: 6, False: 1}  # copies of a tile of logits: TRL folds it in place on a GPU, in plain torch on a CPU
 ADAM = 16  # bytes of a trained number: itself, its gradient, and AdamW's two moments, in float32
+SLICE = 64  # tokens of an answer that distillation compares at once: `terms.py`
 TILE = (4096, 32768)  # tokens and words whose logits TRL has at once
 EXACT, SKETCH, DIRECTIONS = 1024, 384, 256  # of palora.algebra.statistics, which a plan does not import
 
@@ -141,10 +142,10 @@ def fact_logits(sizes: Sizes, batch: Batch, e: int, cpu: bool) -> int:
     return TILES[cpu] * e * min(batch.size, TILE[0]) * min(sizes.vocabulary, TILE[1])
 
 
-def kept_logits(sizes: Sizes, batch: Batch, answers: int, e: int) -> int:
-    """V (2 e · tokens + 16 · answer tokens): of distillation or replay, the logits of every token of the kept rows
-    twice (themselves and their gradient), and log p of the answers now and before, its difference, its gradient."""
-    return sizes.vocabulary * (2 * e * batch.size + 16 * answers)
+def kept_logits(sizes: Sizes, answers: int, e: int) -> int:
+    """V (4 e · answer tokens + 24 · slice): of distillation or replay, the logits of the answers now and before, the
+    gradient of these, once more where rows are of other lengths; and of a slice of them six copies in float32."""
+    return sizes.vocabulary * (4 * e * answers + 24 * min(SLICE, answers))
 
 
 def cache(sizes: Sizes, batch: Batch, e: int) -> int:
@@ -270,7 +271,7 @@ def teaching(sizes: Sizes, place: Place, lesson: Lesson, bases: int, things: int
     logits = fact_logits(sizes, lesson.facts, e, place.cpu)
     if lesson.kept:
         acts += activations(sizes, lesson.kept, lesson.r, lesson.dropout, e, lesson.checkpointing)
-        logits = max(logits, kept_logits(sizes, lesson.kept, lesson.answers, e))
+        logits = max(logits, kept_logits(sizes, lesson.answers, e))
     check = generation(sizes, lesson.asked, lesson.new, place.e) if lesson.asked else 0
     step = place.held(acts) + place.held(logits)
     return place.parts(

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from palora.common.errors import InputError
+from palora.common.files import check_path
+from palora.common.plain_yaml import YamlProblem, dump_yaml, parse_yaml
 from palora.common.settings import (
     PLAIN,
     Bits,
@@ -27,6 +28,7 @@ from palora.data.sources import sources
 
 FACTS = ("facts", "known_facts", "kept_facts")
 FactFiles = str | dict[str, str] | list[str | dict[str, str]]  # as `palora.data.sources` reads them
+MOST_EXTENDED = 20
 ARM_NAME = r"\w[\w.-]*"  # it names a folder
 
 
@@ -76,11 +78,25 @@ class Plan(Settings):
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
-        """An option's text is YAML, as an override's is."""
+        """An option's text is YAML, as an override's is. A template takes any text for true: no and off are refused."""
         try:
-            return yaml.safe_load(value) if isinstance(value, str) else value
-        except yaml.YAMLError:
+            value = parse_yaml(value) if isinstance(value, str) else value
+        except YamlProblem:
             return value
+        for key, given in value.items() if isinstance(value, dict) else ():
+            if isinstance(given, str) and given.lower() in ("yes", "no", "on", "off", "y", "n"):
+                raise ValueError(f"{key}: write true or false, not {given}")
+        return value
+
+    @field_validator("model", "device", "text", "prompts")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        return value if value is None else check_path(value)
+
+    @field_validator("skills")
+    @classmethod
+    def _paths(cls, value: list[str]) -> list[str]:
+        return [check_path(one) for one in value]
 
     @field_validator("targets")
     @classmethod
@@ -174,19 +190,19 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a recipe that the recipes `extended` are made of."""
     if path.resolve() in extended:
         raise InputError(f"{path}: extends itself")
+    if len(extended) > MOST_EXTENDED:
+        raise InputError(f"{path}: more than {MOST_EXTENDED} recipes extend each other; write them as fewer")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{where}: not valid YAML ({reason}); check the indentation and the quotes there") from None
+    except YamlProblem as problem:
+        mend = "; check the indentation and the quotes there" if "not valid YAML" in str(problem) else ""
+        raise InputError(f"{problem.where(path)}: {problem}{mend}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", *FACTS, "text", "prompts"):
@@ -200,6 +216,8 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(other, str):
         raise InputError(f"{path}: extends must be the path of a recipe, not {other!r}")
+    if not check_path(other).endswith((".yaml", ".yml")):  # what stands in another file is not to be told of
+        raise InputError(f"{path}: extends names a recipe, *.yaml or *.yml, not {other!r}")
     return merged(_read(path.parent / other, (*extended, path.resolve())), values)
 
 
@@ -237,7 +255,7 @@ def describe(error: ValidationError, called: Callable[[str], str] = str) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def beside(container: Any, key: Any, folder: Path) -> None:
@@ -267,16 +285,6 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise InputError(f"{override!r}: {parent} has no keys of its own")
     try:
-        node[last] = yaml.safe_load(text)
-        if isinstance(node[last], str):  # YAML 1.1 reads 1e-3 as text
-            node[last] = float(text) if _is_float(text) else node[last]
-    except yaml.YAMLError:
-        raise InputError(f"{override!r}: the value is not valid YAML") from None
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        node[last] = parse_yaml(text)
+    except YamlProblem:
+        raise InputError(f"{override[:80]!r}: the value is not valid YAML") from None

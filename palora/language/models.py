@@ -2,8 +2,9 @@
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from palora.common.errors import InputError
+from palora.common.files import headers, read_json
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import fingerprint, hash_file, hash_value
 from palora.common.progress import waiting
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("palora")
 
 EXPERT = "expert.json"  # the marker of an expert's folder, whose weights lie in `model/`
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -82,6 +86,11 @@ def load_model(
                 f"cannot load the weights of {path}: they {wrong} {name} ({len(names)} such); the checkpoint is "
                 "damaged, or config.json is of another model"
             )
+    if left := _left_out(model, report["unexpected_keys"]):
+        raise InputError(
+            f"cannot load the weights of {path}: config.json has no place for {left[0]} ({len(left)} such); it is of "
+            "another model, with fewer layers"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -157,8 +166,8 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         raise InputError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
     if Path(path).is_dir():
         _check_folder(Path(path))
-    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise InputError(f"{path}: no such model folder, and not a hub name (owner/name)")
+    else:
+        check_hub_name(path)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("palora works in one process on one device; start it without torchrun or accelerate launch")
     if device and device.startswith("cuda:") and device != "cuda:0":
@@ -167,6 +176,34 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"there is no device {device!r} here ({_one_line(error)}); leave --device out") from None
+
+
+def check_hub_name(name: str) -> None:
+    """Raise InputError where a name that is no folder here can be no model of the hub either. One request tells: the
+    libraries would try file after file, six times each (72 s without a network)."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.file_download import get_hf_file_metadata
+
+    folder, _, rest = name.partition("/")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or (rest and Path(folder).is_dir()):
+        raise InputError(f"{name}: no such model folder, and not a hub name (owner/name)")
+    where = f"cannot load the model {name} (no such folder here, so it was looked for on the hub)"
+    try:
+        if try_to_load_from_cache(name, "config.json"):
+            return
+        if HF_HUB_OFFLINE:
+            raise InputError(f"{where}: it is not in the cache, and HF_HUB_OFFLINE is set; check the path")
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+    except HFValidationError:
+        raise InputError(f"{name}: no such model folder, and not a hub name (owner/name)") from None
+    except HfHubHTTPError as error:
+        raise InputError(f"{where}: {_one_line(error)}; check the name") from None
+    except InputError:
+        raise
+    except Exception as error:  # of the network: httpx's, of no common type with Python's
+        raise InputError(f"{where}: the hub cannot be reached ({_one_line(error)}); check the path") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -178,6 +215,41 @@ def _check_folder(folder: Path) -> None:
                 f"{folder} has only pickled weights (*.bin), which are not read; convert them to safetensors"
             )
         raise InputError(f"{folder} has no weights (*.safetensors); is the folder complete?")
+    _check_sizes(folder)
+
+
+_SIDES = ("hidden_size", "intermediate_size", "vocab_size", "n_embd", "n_inner", "ffn_dim")  # of matrices
+_KINDS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # of weights that are trained on
+
+
+def _check_sizes(folder: Path) -> None:
+    """What config.json describes is told from what the weights are before anything is made of it: a wrong number there
+    would fill the memory, or take minutes (100,000 layers, 10⁸ words), and whole numbers be taken for weights."""
+    try:
+        config = read_json(folder / "config.json", "model_type")
+        found = [header for file in sorted(folder.glob(WEIGHTS)) for header in headers(file)]
+    except InputError:
+        return  # told of when it is loaded
+    if config.get("quantization_config"):
+        return  # packed weights have kinds and sizes of their own
+    another = "the checkpoint is damaged, or config.json is of another model"
+    for name, kind, _ in found:
+        if name.endswith("weight") and kind not in _KINDS:
+            raise InputError(f"cannot load the weights of {folder}: {name} is stored as {kind}; {another}")
+    limits = dict.fromkeys(_SIDES, max((side for *_, shape in found for side in shape), default=0))
+    limits |= dict.fromkeys(("num_hidden_layers", "n_layer"), len(found))
+    for part in (config, *(own for own in config.values() if isinstance(own, dict))):
+        for key, limit in limits.items():
+            if isinstance(value := part.get(key), int) and value > limit:
+                said = f"{key} is {value:,}, more than these weights can have ({limit:,})"
+                raise InputError(f"{folder / 'config.json'}: {said}; {another}")
+    said = config.get("dtype") or config.get("torch_dtype")
+    stored = {_KINDS[kind] for name, kind, shape in found if kind in _KINDS and len(shape) > 1}
+    if isinstance(said, str) and stored and said not in stored:
+        kinds = " and ".join(sorted(stored))
+        log.warning(
+            "%s says %s, and the weights are %s: say by --dtype what is meant", folder / "config.json", said, kinds
+        )
 
 
 def _check_sealed(folder: Path) -> None:
@@ -203,6 +275,12 @@ def _loading(path: str, part: str) -> "Iterator[None]":
         if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own, which is never run; use a model that transformers knows"
         raise InputError(f"cannot load the {part} of {where}: {reason}") from error
+
+
+def _left_out(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that a model did not take, those of a layer like its own: transformers would go on without it."""
+    known = {re.sub(r"\d+", "*", name) for name, _ in model.named_parameters()}
+    return sorted(name for name in unexpected if re.search(r"\.\d+\.", name) and re.sub(r"\d+", "*", name) in known)
 
 
 def _one_line(error: Exception) -> str:

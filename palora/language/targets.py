@@ -13,7 +13,7 @@ Of a model that also sees or hears, only the part that writes is looked at. Expe
 tensor of three dimensions, are no linear layers: they are neither protected nor taught.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ def taught(names: Sequence[str], endings: Sequence[str] | None) -> list[str]:
         return list(names)
     if missing := [e for e in endings if not any(_ends(name, e) for name in names)]:
         raise InputError(f"inject.targets: none of the targeted matrices is named {missing[0]}")
-    return [name for name in names if any(_ends(name, e) for e in endings)]
+    return [name for name in names if names_one(endings, name)]
 
 
 def target_endings(model: nn.Module, names: list[str]) -> list[str]:
@@ -150,7 +150,7 @@ def target_endings(model: nn.Module, names: list[str]) -> list[str]:
     ending would also catch another matrix (GPT-2 has a `c_proj` in the attention too)."""
     linears = [name for name, module in model.named_modules() if is_linear(module)]
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-    caught = [name for name in linears if any(_ends(name, e) for e in endings)]
+    caught = [name for name in linears if names_one(endings, name)]
     return endings if sorted(caught) == sorted(names) else sorted(names)
 
 
@@ -177,6 +177,11 @@ def weight(module: nn.Module) -> Tensor:
         module.weight = stored  # on a CPU, PEFT leaves a copy there that has lost the scales of 8 bits
         return W
     return stored.detach().T if is_transposed(module) else stored.detach()
+
+
+def names_one(endings: Iterable[str], name: str) -> bool:
+    """Whether one of the endings is that of a matrix."""
+    return any(_ends(name, ending) for ending in endings)
 
 
 def _ends(name: str, ending: str) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from palora.common.wording import markdown, one_line
+
 
 def model_card(record: Mapping[str, Any]) -> str:
     """A model card from `palora.json`."""
@@ -17,11 +19,11 @@ library_name: peft
 tags: [lora, palora, knowledge-injection]
 ---
 
-# LoRA adapter: {facts["n"]} facts from {facts["file"]}
+# LoRA adapter: {facts["n"]} facts from {markdown(str(facts["file"]))}
 
 A plain LoRA adapter; PEFT, vLLM or llama.cpp load it without palora.
 
-- **Goes on** `{record["model"]}`, and on no other model: its facts are lost there without a word.
+- **Goes on** `{_code(record["model"])}`, and on no other model: its facts are lost there without a word.
 {_prompts(record.get("prompts") or {})}- **Protection**: {protection}.
 - **In the loss** besides the facts: {_pairs(update.get("loss") or {}) or "nothing"}.
 - **Size of the update**: ‖ΔW‖ = {_number(update["norm"])} ({_number(update["relative_norm"])} of ‖W‖).
@@ -37,9 +39,9 @@ def _prompts(asked: Mapping[str, Any]) -> str:
     """How the facts were asked for, where a reader could not tell: what they were taught to is what recalls them."""
     lines = []
     if kwargs := asked.get("chat_template_kwargs"):
-        lines.append(f"- **Asked with** the chat template's `{_pairs(kwargs)}`.\n")
+        lines.append(f"- **Asked with** the chat template's `{_code(_pairs(kwargs))}`.\n")
     if system := asked.get("system_message"):
-        lines.append(f"- **System message**: {system!r}.\n")
+        lines.append(f"- **System message**: `{_code(system)}`.\n")
     if end := asked.get("end"):
         lines.append(
             f"- **An answer ends with** `{end['token']}` ({end['id']}), which the model's generation config does not "
@@ -60,6 +62,11 @@ def _combined(record: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3g}"
+
+
+def _code(text: str) -> str:
+    """A text between backticks."""
+    return one_line(text).replace("`", "'")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

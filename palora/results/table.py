@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from palora.common.wording import one_line
+
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     """Print the arms of an evaluation: facts learned, in other words too, what is known still, and each skill with what
@@ -17,7 +19,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     shares = {"facts learned": "recall", "in other words": "paraphrase_recall", "known facts": "locality"}
     if any(arm.get("n_updated") for arm in arms.values()):
         shares["old answers"] = "old_answer"
-    for heading in (*shares, *skills):
+    for heading in (*shares, *map(one_line, skills)):
         table.add_column(heading, justify="right")
     for name, arm in arms.items():
         cells = [percent(arm.get(key)) for key in shares.values()]
@@ -42,10 +44,10 @@ def summary(evaluation: Mapping[str, Any]) -> str | None:
 def print_answers(evaluation: Mapping[str, Any], n: int) -> None:
     """Print the first `n` questions with what every arm answers: ✓ right, ✗ wrong."""
     for asked in evaluation["answers"][:n]:
-        question, answer = (" ".join(asked[key].split()) for key in ("prompt", "expected"))
+        question, answer = (one_line(" ".join(asked[key].split())) for key in ("prompt", "expected"))
         print(f"\n{question}  [{answer}]")
         for arm, said in asked["arms"].items():
-            text = " ".join(said["text"].split())
+            text = one_line(" ".join(said["text"].split()))
             print(f"  {'✓' if said['correct'] else '✗'} {arm:<8} {text[:87] + '…' if len(text) > 88 else text}")
     if n:
         print()

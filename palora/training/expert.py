@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import check_tensors, load_tensors, save_tensors
 from palora.common.hashes import hash_tensors, hash_value
-from palora.common.metrics import MetricsLog
+from palora.common.metrics import MetricsLog, check_curve, read_metrics
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
@@ -100,8 +100,9 @@ def train_expert(
     with svf_layers(modules, decompositions, settings.parametrisation) as layers:
         optimizer = torch.optim.Adam([layer.p for layer in layers.values()], lr=settings.learning_rate)
         checkpoint = work / "checkpoint.safetensors"
-        state = _load(checkpoint, identity, layers, optimizer)
-        log = MetricsLog(work / "metrics.jsonl", "expert", resume_step=state.iteration if state else 0)
+        curve = work / "metrics.jsonl"
+        state = _load(checkpoint, identity, layers, optimizer, curve)
+        log = MetricsLog(curve, "expert", resume_step=state.iteration if state else 0)
 
         def answer_validation() -> list[Answer]:
             with parametrize.cached():
@@ -122,7 +123,7 @@ def train_expert(
                 log.write(iteration, **row)
                 if "validation_accuracy" in row:
                     state.iteration = iteration
-                    _save(checkpoint, identity, state, layers, optimizer)
+                    _save(checkpoint, identity, state, layers, optimizer, len(read_metrics(curve)))
                 advance(1)
     record = {
         "kind": "expert",
@@ -225,18 +226,20 @@ def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:
     return {name: layer.scale().detach().cpu().clone() for name, layer in layers.items()}
 
 
-def _save(path: Path, identity: str, state: _State, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> None:
+def _save(
+    path: Path, identity: str, state: _State, layers: dict[str, SVF], optimizer: torch.optim.Adam, rows: int
+) -> None:
     tensors = {f"best/{name}": z for name, z in state.best.items()}
     for name, layer in layers.items():
         tensors[f"p/{name}"] = layer.p
         tensors |= {f"{moment}/{name}": optimizer.state[layer.p][moment] for moment in _MOMENTS}
     stands = [state.iteration, state.base_accuracy, state.best_accuracy]
-    written = {"identity": identity, "stands": json.dumps(stands), "content": hash_tensors(tensors)}
+    written = {"identity": identity, "stands": json.dumps(stands), "content": hash_tensors(tensors), "rows": str(rows)}
     save_tensors(path, tensors, written)
 
 
-def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.optim.Adam) -> _State | None:
-    """Continue from a checkpoint of this very training, if there is a whole one."""
+def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.optim.Adam, curve: Path) -> _State | None:
+    """Continue from a checkpoint of this very training, if there is a whole one, and its curve."""
     if not path.exists():
         return None
     try:
@@ -250,6 +253,11 @@ def _load(path: Path, identity: str, layers: dict[str, SVF], optimizer: torch.op
         log.warning("the checkpoint %s has changed since it was written: training begins anew", path)
         return None
     iteration, base, best = json.loads(metadata["stands"])
+    try:
+        check_curve(curve, iteration, int(metadata.get("rows", 0)))
+    except InputError as error:
+        log.warning("the curve is not whole, and training begins anew: %s", error)
+        return None
     with torch.no_grad():
         for name, layer in layers.items():
             layer.p.copy_(tensors[f"p/{name}"])

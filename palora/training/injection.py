@@ -22,7 +22,7 @@ from palora.common.errors import InputError
 from palora.common.files import atomic_write_text, clear_errors
 from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import hash_value
-from palora.common.metrics import MetricsLog, read_metrics
+from palora.common.metrics import MetricsLog, check_curve, read_metrics
 from palora.common.progress import progress_bar
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
@@ -293,7 +293,9 @@ def _last_checkpoint(work: Path, identity: str) -> Path | None:
         return None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
         try:
-            check_unchanged(checkpoint, read_marker(checkpoint, CHECKPOINT, "step", "files"))
+            record = read_marker(checkpoint, CHECKPOINT, "step", "files")
+            check_unchanged(checkpoint, record)
+            check_curve(work / "metrics.jsonl", record["step"], record.get("rows", 0))
             return checkpoint
         except InputError as error:
             if (checkpoint / CHECKPOINT).exists():  # otherwise it was cut short, as happens

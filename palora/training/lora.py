@@ -42,17 +42,18 @@ from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
 from palora.common.errors import InputError
 from palora.common.hashes import fingerprint
 from palora.common.settings import InjectSettings
-from palora.language.targets import target_endings
+from palora.language.targets import names_one, target_endings
 
 
 @dataclass
 class PaloraConfig(LoraConfig):
-    """The configuration of constrained LoRA: every field of `peft.LoraConfig`, and `protection`.
+    """The configuration of constrained LoRA: every field of `peft.LoraConfig`, `protection`, `unprotected_modules`.
 
     Example:
         >>> model = get_peft_model(model, PaloraConfig(r=16, lora_alpha=32, protection="run/protection"))
 
-    `target_modules` defaults to the matrices that are protected. Raises InputError for a folder that is no protection.
+    `target_modules` defaults to the matrices that are protected. Others are refused, unless `unprotected_modules` names
+    them: then they are plain LoRA. Raises InputError for a folder that is no protection.
     """
 
     protection: Any = field(
@@ -61,6 +62,10 @@ class PaloraConfig(LoraConfig):
             "help": "The protected subspaces: a folder that `palora protect` wrote, or a ProtectedSubspaces.",
             "is_lora_variant": True,
         },
+    )
+    unprotected_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Endings of targeted matrices that are taught without a constraint where none is protected."},
     )
 
     def __post_init__(self) -> None:
@@ -165,8 +170,9 @@ class Protected(LoraVariant):
     @staticmethod
     def init(module: PaloraLinear, adapter_name: str, config: PaloraConfig, target_name: str, **kwargs: Any) -> None:
         if target_name not in config.protection:
-            known = ", ".join(list(config.protection)[:3])
-            raise InputError(f"{target_name} is targeted but has no protected subspace; the protection has {known}, …")
+            if names_one(config.unprotected_modules or (), target_name):
+                return  # plain LoRA, as was chosen
+            raise InputError(_unprotected(target_name, config))
         subspace = config.protection[target_name]
         for basis, size, side in (
             (subspace.input, module.in_features, "n"),
@@ -197,6 +203,19 @@ class Protected(LoraVariant):
     @staticmethod
     def unmerge(module: PaloraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+def _unprotected(target_name: str, config: PaloraConfig) -> str:
+    """What to say of a matrix that is targeted and not protected: the ways out, with all of its kind."""
+    targets = config.target_modules if not isinstance(config.target_modules, str) else ()
+    wanted = {target_name, *targets}
+    without = sorted(
+        {name.rsplit(".", 1)[-1] for name in wanted if not any(names_one([name], p) for p in config.protection)}
+    )
+    return (
+        f"{target_name} is targeted but has no protected subspace; leave target_modules out (then it is what is "
+        f"protected), or choose plain LoRA there: unprotected_modules={without}"
+    )
 
 
 def _refused(operation: Callable[..., Any]) -> Callable[..., Any]:

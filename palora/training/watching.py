@@ -165,7 +165,8 @@ class ExactResume(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_tensors(folder / FACTORS, trained_parameters(model))
-        seal(folder, CHECKPOINT, {"step": state.global_step})
+        rows = len(read_metrics(Path(args.output_dir).parent / "metrics.jsonl"))
+        seal(folder, CHECKPOINT, {"step": state.global_step, "rows": rows})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         stored = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FACTORS
