@@ -36,6 +36,9 @@ def test_an_empty_model_has_the_sizes_of_the_real_one():
     assert sizes.taught == 2 * (Matrix(768, 256), Matrix(768, 256, False), Matrix(256, 768))
     assert costs.weights(sizes, 4) == sum(p.numel() * 4 for p in model.parameters())
     assert sizes.multiplied == 2 * (4 * 256**2 + 3 * 256 * 768) + 99 * 256
+    inner = 2 * (4 * 256**2 + 3 * 256 * 768)  # what bitsandbytes quantises
+    assert costs.weights(sizes, 4, 8) == (sizes.parameters - inner + 256 * 768) * 4 + inner
+    assert costs.weights(sizes, 4, 4) == (sizes.parameters - inner + 256 * 768) * 4 + inner // 2 + inner // 64
 
 
 @pytest.mark.parametrize(("dropout", "keys"), [(0.0, 4), (0.1, 4), (0.0, 2)])

@@ -64,9 +64,15 @@ class Batch:
         return self.rows * self.tokens
 
 
-def weights(sizes: Sizes, e: int) -> int:
-    """P · e: the model. A checkpoint is read into it matrix by matrix."""
-    return sizes.parameters * e
+def weights(sizes: Sizes, e: int, bits: int | None = None) -> int:
+    """P · e: the model. A checkpoint is read into it matrix by matrix. With 4 or 8 `bits` (`load: 4bit`) the linear
+    layers but the one that makes words, Q numbers, take bits / 8 · Q, and in 4 bits a byte for each 64 of them; and the
+    largest of them e a number, where it is in use."""
+    if bits is None:
+        return sizes.parameters * e
+    Q = sizes.multiplied - sizes.vocabulary * sizes.width
+    in_use = max(own.m * own.n for own in sizes.taught)
+    return (sizes.parameters - Q + in_use) * e + Q * bits // 8 + (Q // 64 if bits == 4 else 0)
 
 
 def adapter(sizes: Sizes, r: int) -> int:
@@ -227,10 +233,11 @@ def largest(fits: Callable[[int], bool], at_most: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage works: on a CPU or a GPU, with `e` bytes a number of the model."""
+    """Where a stage works: on a CPU or a GPU, with `e` bytes a number of the model; its linear layers in `bits`, if any."""
 
     cpu: bool
     e: int
+    bits: int | None = None
 
     def parts(self, **parts: int) -> dict[str, int]:
         """Those that take anything, and the libraries on a CPU."""
@@ -275,7 +282,7 @@ def teaching(sizes: Sizes, place: Place, lesson: Lesson, bases: int, things: int
     check = generation(sizes, lesson.asked, lesson.new, place.e) if lesson.asked else 0
     step = place.held(acts) + place.held(logits)
     return place.parts(
-        weights=weights(sizes, place.e) + autocast_copies(sizes, place.e, lesson.bf16),
+        weights=weights(sizes, place.e, place.bits) + autocast_copies(sizes, place.e, lesson.bf16),
         bases=bases,
         statistics=(statistics(sizes, things) if place.cpu else 0)
         + (drift_columns(sizes, things, place.cpu) if drift else 0),
@@ -295,7 +302,7 @@ def protecting(sizes: Sizes, place: Place, read: Batch, bases: int, things: int,
     known = statistics(sizes, things) if place.cpu else 0
     made = bases + mixture(sizes, things)
     return place.parts(
-        weights=weights(sizes, place.e),
+        weights=weights(sizes, place.e, place.bits),
         statistics=known + max(sums(sizes) if things else 0, made),
         decompositions=decompositions(sizes) if components else 0,
         activations=place.held(reading(sizes, read, place.e)) if things else 0,
@@ -305,7 +312,7 @@ def protecting(sizes: Sizes, place: Place, read: Batch, bases: int, things: int,
 def answering(sizes: Sizes, place: Place, asked: Batch, new: int, adapters: int = 0) -> dict[str, int]:
     """Writing and evaluation: the model, 4 bytes a number of all adapters, and the answers of a batch."""
     return place.parts(
-        weights=weights(sizes, place.e),
+        weights=weights(sizes, place.e, place.bits),
         adapter=4 * adapters,
         cache=place.held(cache(sizes, Batch(asked.rows, asked.tokens + new), place.e)),
         activations=place.held(generation(sizes, asked, 0, place.e) - cache(sizes, asked, place.e)),
@@ -315,7 +322,7 @@ def answering(sizes: Sizes, place: Place, asked: Batch, new: int, adapters: int 
 def tuning(sizes: Sizes, place: Place, batch: Batch) -> dict[str, int]:
     """Stage 1: the model, U and V of every matrix, and one micro-batch."""
     return place.parts(
-        weights=weights(sizes, place.e),
+        weights=weights(sizes, place.e, place.bits),
         decompositions=decompositions(sizes),
         activations=place.held(expert_step(sizes, batch, place.e)),
     )

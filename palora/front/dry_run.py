@@ -95,7 +95,7 @@ def planned(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any]:
     say_threads(device)
     model = build_empty(plan.model, plan.dtype)
     sizes = sizes_of(model, plan.targets)
-    place = Place(device == "cpu", model.dtype.itemsize)
+    place = Place(device == "cpu", model.dtype.itemsize, int(plan.load[0]) if plan.load else None)
     tokens = _Tokens(plan)
     speed = matmul_speed(sizes, model.dtype, device)
     found: list[dict[str, Any]] = []
