@@ -7,7 +7,7 @@ and the command line cost nothing; `__init__.pyi` has the same names for type ch
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 _ROOMS = {
     "algebra.subspace": "ProtectedSubspace ProtectedSubspaces",
