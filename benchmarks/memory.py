@@ -129,8 +129,8 @@ training imports, and a factor of 1.5 on what a step takes and gives back, becau
 injection was measured. Activations are also compared with what autograd keeps, the operations with torch's counter. The
 expert's stage is counted only.
 
-**On a GPU.** One step of plain LoRA at the shapes of the 8B (random weights, bfloat16, 8 rows of 128 tokens, the model's
-own loss, whose logits of 1.5 GiB TRL never has whole) took 22.9 GiB at its peak on an NVIDIA H100; counted are
+**On a GPU.** One step of plain LoRA at the shapes of the 8B (random weights, bfloat16, 8 rows of 128 tokens, the
+model's own loss, whose logits of 1.5 GiB TRL never has whole) took 22.9 GiB at its peak on an NVIDIA H100; counted are
 21.6 + 1.5 = 23.1.
 
 The time is that of the operations alone, at the speed of one product: the two steps of these injections took 25.7, 56.8

@@ -1035,11 +1035,11 @@ def test_no_escape_sequence_reaches_the_terminal(refused, stage, made, tmp_path)
 
 
 def test_names_are_no_html_in_markdown():
-    from palora.bench.compare_report import markdown_table
+    from palora.bench.compare_report import named_table
     from palora.results.model_card import model_card
 
     attack = "<script>alert(1)</script> | [x](http://y) `"
-    text = "\n".join(markdown_table(["method", attack], [(attack, "1%")]))
+    text = "\n".join(named_table(["method", attack], [(attack, "1%")]))
     assert not re.search(r"(?<!\\)[<\[`]", text)
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in text.splitlines()), "two cells a row"
     update = {"norm": 1, "relative_norm": 1, "leak": None, "drift": None}

@@ -306,7 +306,7 @@ def test_in_a_run_each_matrix_is_decomposed_and_hashed_once(values, tmp_path, mo
     monkeypatch.setattr("palora.training.expert.share_correct", rising())
     loads = []
     load = stages.load_model
-    monkeypatch.setattr(stages, "load_model", lambda *given: loads.append(given[0]) or load(*given))
+    monkeypatch.setattr(stages, "load_model", lambda *given, **how: loads.append(given[0]) or load(*given, **how))
     pipeline.run(parse_recipe(values), tmp_path / "run")
     assert len(decomposed) == len(set(decomposed)) == 6, "the original's six matrices, for the expert and for svf"
     weights = [path for path in hashed if path.endswith("/model.safetensors") and ".partial" not in path]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown, all columns but the first to the right."""
-    heads, rows = [escaped(head) for head in heads], [[escaped(first), *cells] for first, *cells in rows]
     ruler = "|---|" + "---:|" * (len(heads) - 1)
     return ["| " + " | ".join(heads) + " |", ruler, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
@@ -129,12 +128,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         for arm in ("base", "expert")
         if arm in references
     ]
-    lines += markdown_table(["accuracy", *skills], rows)
+    lines += named_table(["accuracy", *skills], rows)
     for load, milestones in result["table"].items():
         for milestone, methods in milestones.items():
             lines += [f"### {load} facts, recall first at {float(milestone):.0%}", ""]
             shown = columns(result)
-            lines += markdown_table(
+            lines += named_table(
                 ["method", *(h for h, _ in shown)], [(m, *(f(row) for _, f in shown)) for m, row in methods.items()]
             )
             paired = result["paired"][load][milestone]
@@ -145,15 +144,20 @@ def markdown(result: Mapping[str, Any]) -> str:
                     "",
                 ]
             for what, tests in families(paired):
-                lines += markdown_table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
+                lines += named_table([what, "difference", "p (t, Holm)", "p (sign flip, Holm)"], test_rows(tests))
     lines += ["### What tells retention, over all runs at the choosing milestone", ""]
     found = [
         (name, *(number(p[key]) for key in ("spearman", "known_facts", "epochs")), str(p["n"]))
         for name, p in result["predictors"].items()
     ]
     heads = ["rank correlation with", "the skill kept", "the known facts left", "epochs to the recall", "runs"]
-    lines += markdown_table(heads, found)
+    lines += named_table(heads, found)
     return "\n".join(lines)
+
+
+def named_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose heads and first column hold names that somebody chose."""
+    return markdown_table(list(map(escaped, heads)), [[escaped(first), *cells] for first, *cells in rows])
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ def largest(fits: Callable[[int], bool], at_most: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage works: on a CPU or a GPU, with `e` bytes a number of the model; its linear layers in `bits`, if any."""
+    """Where a stage works: on a CPU or a GPU, with `e` bytes a number of the model, or its linear layers in `bits`."""
 
     cpu: bool
     e: int

@@ -216,8 +216,8 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(other, str):
         raise InputError(f"{path}: extends must be the path of a recipe, not {other!r}")
-    if not check_path(other).endswith((".yaml", ".yml")):  # what stands in another file is not to be told of
-        raise InputError(f"{path}: extends names a recipe, *.yaml or *.yml, not {other!r}")
+    if not check_path(other).endswith((".yaml", ".yml", ".json")):  # what stands in another file is not to be told of
+        raise InputError(f"{path}: extends names a recipe, *.yaml, *.yml or *.json, not {other!r}")
     return merged(_read(path.parent / other, (*extended, path.resolve())), values)
 
 
