@@ -54,7 +54,8 @@ def test_every_recipe_is_planned_without_weights(file, tokenizer, tmp_path):
     assert ("expert" in stages) == bool(recipe.expert) and stages[-1] == "evaluate"
     for stage in plan["stages"]:
         assert stage["peak"] == sum(stage["memory"].values()) and stage["seconds"] > 0
-        assert stage["memory"]["weights"] == plan["model"]["parameters"] * (4 if recipe.dtype == "float32" else 2)
+        whole = plan["model"]["parameters"] * (4 if recipe.dtype == "float32" else 2)
+        assert stage["memory"]["weights"] < 0.6 * whole if recipe.load else stage["memory"]["weights"] == whole
     assert plan["tokens"]["facts"] == 5 and plan["largest"]["rank"] == 64
 
 
