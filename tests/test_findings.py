@@ -10,7 +10,8 @@ from palora.results.pages.results import Results
 
 def test_headline_gives_the_numbers_of_the_evaluation() -> None:
     assert headline(Results(evaluation())) == (
-        "palora taught 97% of 200 facts and kept 99% of the expert's chain skill; plain LoRA taught 98% and kept 35%."
+        "palora learned 97% of 200 facts and kept 99% of the expert's chain skill and 100% of the facts that the base "
+        "knows; plain LoRA learned 98% and kept 35% and 100%."
     )
 
 
@@ -20,8 +21,8 @@ def test_headline_names_every_skill() -> None:
         values["arms"][arm]["skills"]["lookup"] = {"accuracy": ACCURACY[arm] / 2, "n": 50, "ci95": None}
     values["retention"]["palora"]["lookup"] = {"vs_expert": 0.5, "vs_base": None}
     sentence = headline(Results(values))
-    assert "kept 99% of the expert's chain skill and 50% of its lookup skill; plain LoRA" in sentence
-    assert sentence.endswith("kept 35% and 35%.")  # from the accuracies where "retention" is silent
+    assert "kept 99% of the expert's chain skill, 50% of its lookup skill and 100% of the facts" in sentence
+    assert sentence.endswith("kept 35%, 35% and 100%.")  # from the accuracies where "retention" is silent
 
 
 def test_a_worse_palora_is_said_to_be_worse() -> None:
@@ -31,7 +32,9 @@ def test_a_worse_palora_is_said_to_be_worse() -> None:
     values["retention"]["palora"]["chain"] = {"vs_expert": 0.20, "vs_base": 0.25}
     values["arms"]["palora"]["locality"] = 0.31
     results = Results(values)
-    assert headline(results).startswith("palora taught 80% of 200 facts and kept 20% of the expert's chain skill;")
+    assert headline(results).startswith(
+        "palora learned 80% of 200 facts and kept 20% of the expert's chain skill and 32% of"
+    )
     found = {finding.text: finding.mark for finding in findings(results)}
     assert found["palora did not reach 95% recall."] == "✗"
     assert found["palora kept less than 95% of the expert's chain skill."] == "✗"

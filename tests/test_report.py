@@ -157,7 +157,7 @@ def test_nothing_learned_is_said_and_not_what_was_kept(tmp_path: Path) -> None:
     values["arms"]["palora"]["recall"] = 0.0
     told = summary(values)
     assert told is not None and told.startswith(
-        "palora learned none of 200 facts: raise inject.epochs or inject.learning_rate; plain LoRA taught 98%"
+        "palora learned none of 200 facts: raise inject.epochs or inject.learning_rate; plain LoRA learned 98%"
     )
     assert [finding.text for finding in findings(Results(values))] == [
         "palora learned no fact: what it kept says nothing about the method."
@@ -250,14 +250,14 @@ def test_a_missing_file_costs_its_section_only(tmp_path: Path, name: str) -> Non
     (run / name).unlink()
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert ("protected" if name.startswith("expert") else f"This run has no {name}.") in text
-    assert "palora taught 97%" in text
+    assert "palora learned 97%" in text
 
 
 def test_an_evaluation_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert all(f"This run has no {name}." in text for name in OPTIONAL)
-    assert "palora taught 97% of 200 facts" in text
+    assert "palora learned 97% of 200 facts" in text
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_some_nulls(tmp_path: Path) -> None:
     values["update"]["palora"]["layers"] = None
     values["answers"][0]["arms"]["base"] = {"text": None, "correct": None}
     text = Page(_html(tmp_path, values)).text
-    assert "kept 99% of the expert's chain skill; plain LoRA kept 35%." in text
+    assert "kept 99% of the expert's chain skill and 100% of the facts that the base knows; plain LoRA kept 35%" in text
     assert "None" not in text
 
 

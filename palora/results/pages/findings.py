@@ -9,7 +9,8 @@ from palora.results.pages.run_folder import Run, finite, mapping
 
 
 def headline(results: Results) -> str:
-    """One sentence: facts learned and skill kept, for palora and for plain LoRA. The numbers as they are."""
+    """One sentence: facts learned, skill and known facts kept, for palora and for plain LoRA. The numbers as they
+    are."""
 
     def clause(arm: str, full: bool) -> str | None:
         recall, facts = results.measure(arm, "recall"), results.measure(arm, "n_facts")
@@ -17,15 +18,16 @@ def headline(results: Results) -> str:
         if recall == 0 and arm not in ("base", "expert"):  # that the skill was kept then says nothing
             none = f"{results.label(arm)} learned none{of_facts}" if full else f"{results.label(arm)} none either"
             return f"{none}: raise inject.epochs or inject.learning_rate" if full else none
-        parts = [] if recall is None else [f"taught {percent(recall)}{of_facts if full else ''}"]
+        parts = [] if recall is None else [f"learned {percent(recall)}{of_facts if full else ''}"]
         kept = [(skill, results.kept(arm, skill)) for skill in results.skills]
-        shares = [(skill, percent(share)) for skill, share in kept if share is not None]
-        if shares and full:
-            (skill, share), *others = shares
-            first = f"{share} of the {results.reference}'s {skill} skill"
-            parts.append("kept " + enumeration([first, *(f"{share} of its {skill} skill" for skill, share in others)]))
-        elif shares:
-            parts.append("kept " + enumeration(share for _, share in shares))
+        skills, shares = [s for s, share in kept if share is not None], [percent(s) for _, s in kept if s is not None]
+        whose = [f"the {results.reference}'s", *("its" for _ in skills[1:])]
+        told = [f"{share} of {of} {skill} skill" if full else share for skill, share, of in zip(skills, shares, whose)]
+        before, now = results.measure("base", "locality"), results.measure(arm, "locality")
+        if before and now is not None:
+            told.append(percent(now / before) + (" of the facts that the base knows" if full else ""))
+        if told:
+            parts.append("kept " + enumeration(told))
         return f"{results.label(arm)} {' and '.join(parts)}" if parts else None
 
     sentence = clause(results.subject, full=True)
