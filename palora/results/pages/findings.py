@@ -19,10 +19,12 @@ def headline(results: Results) -> str:
             none = f"{results.label(arm)} learned none{of_facts}" if full else f"{results.label(arm)} none either"
             return f"{none}: raise inject.epochs or inject.learning_rate" if full else none
         parts = [] if recall is None else [f"learned {percent(recall)}{of_facts if full else ''}"]
-        kept = [(skill, results.kept(arm, skill)) for skill in results.skills]
-        skills, shares = [s for s, share in kept if share is not None], [percent(s) for _, s in kept if s is not None]
-        whose = [f"the {results.reference}'s", *("its" for _ in skills[1:])]
-        told = [f"{share} of {of} {skill} skill" if full else share for skill, share, of in zip(skills, shares, whose)]
+        kept = [(s, share) for s in results.skills if (share := results.kept(arm, s)) is not None]
+        whose = (f"the {results.reference}'s", "its")
+        told = [
+            f"{percent(share)} of {whose[number > 0]} {s} skill" if full else percent(share)
+            for number, (s, share) in enumerate(kept)
+        ]
         before, now = results.measure("base", "locality"), results.measure(arm, "locality")
         if before and now is not None:
             told.append(percent(now / before) + (" of the facts that the base knows" if full else ""))
