@@ -1,10 +1,13 @@
 """A base whose weights are quantised as they are loaded (`load: 4bit`), from the protection to the report."""
 
+import shutil
+
 import pytest
 import torch
 from command import palora
 from conftest import tiny_llama
 from peft import PeftModel
+from test_architectures import tiny
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from palora.common.errors import InputError
@@ -112,6 +115,17 @@ def test_the_same_weights_are_known_again_after_an_answer(folder):
     assert fingerprints(find_targets(first), first) == fingerprints(find_targets(second), second)
     whole, _ = load_model(folder, "float32", "cpu")
     assert fingerprints(find_targets(first))[NAME] != fingerprints(find_targets(whole))[NAME]
+
+
+@NEEDED
+def test_what_is_not_targeted_is_known_as_well_whatever_is(folder, tmp_path):
+    """A model whose MLPs are not found loads too, and its attention has one print, first seen as a target or not."""
+    tiny("mixtral", 99, num_local_experts=4, hidden_size=64).save_pretrained(tmp_path)
+    for file in folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    model, _ = load_model(tmp_path, "float32", "cpu", load="4bit")
+    attention = find_targets(model, ["attention"])
+    assert attention and fingerprints(attention, model).items() >= fingerprints(attention).items()
 
 
 def test_what_cannot_be_quantised_is_refused_at_once(folder, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from palora.front.recipe import Plan, Recipe
 from palora.front.words import wanted
 from palora.language.models import build_empty, chosen_device, load_tokenizer
 from palora.language.prompts import encode_example, encode_prompt, set_chat
-from palora.language.targets import find_targets, is_linear, mlp_matrices, shape
+from palora.language.targets import find_targets, linear_layers, mlp_matrices, shape
 from palora.language.words import LONGEST, WRITTEN, taught_by
 
 Arm = tuple[str, ProtectSettings, InjectSettings]
@@ -42,7 +42,7 @@ def sizes_of(model: Any, targets: list[str] | None = None) -> Sizes:
     stated = config.to_dict()  # some say a size for each layer, and refuse to be asked for one
     heads = config.num_attention_heads
     head = _widest(stated.get("head_dim")) or config.hidden_size // heads
-    linears = {name: shape(module) for name, module in model.named_modules() if is_linear(module)}
+    linears = {name: shape(module) for name, module in linear_layers(model).items()}
     taught = {name: linears[name] for name in find_targets(model, targets)}
     try:
         mlp = [linears[name] for name in mlp_matrices(model)]

@@ -21,7 +21,7 @@ from palora.common.progress import waiting
 from palora.common.settings import Bits
 from palora.common.threads import say_threads
 from palora.language.prompts import set_chat
-from palora.language.targets import find_targets, is_linear, weight
+from palora.language.targets import find_targets, linear_layers, weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +98,7 @@ def load_model(
     tokenizer.padding_side = "left"
     if load:
         # Once, before bitsandbytes lays 4-bit weights out anew, which it does at the first answer on some CPUs.
-        fingerprints(find_targets(model), model)
+        fingerprints(linear_layers(model), model)
     else:
         model.to(device)
     # cuDNN's attention, which torch prefers on an H100, gave NaN gradients after eight steps of bfloat16 on
@@ -332,7 +332,7 @@ def known_targets(
 
     Raises: InputError unless `model` has every one of these matrices, unchanged, and `targets` names no others.
     """
-    found = {name: module for name, module in model.named_modules() if name in expected and is_linear(module)}
+    found = {name: module for name, module in linear_layers(model).items() if name in expected}
     for name in expected:
         if name not in found and name != REST:
             raise InputError(f"{what} was made for another model: {model_name} has no matrix {name}")

@@ -35,7 +35,7 @@ def find_targets(model: nn.Module, targets: list[str] | None = None) -> dict[str
 
     Raises: InputError that lists the candidates, where there is no MLP or an ending matches nothing.
     """
-    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    linears = linear_layers(model)
     kinds = {MLP: mlp_matrices, ATTENTION: attention_matrices}
     chosen: set[str] = set()
     for ending in targets or [MLP]:
@@ -148,10 +148,15 @@ def taught(names: Sequence[str], endings: Sequence[str] | None) -> list[str]:
 def target_endings(model: nn.Module, names: list[str]) -> list[str]:
     """The shortest endings that name exactly `names` in `model`: `["down_proj", …]`, or the full paths where a short
     ending would also catch another matrix (GPT-2 has a `c_proj` in the attention too)."""
-    linears = [name for name, module in model.named_modules() if is_linear(module)]
+    linears = linear_layers(model)
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
     caught = [name for name in linears if names_one(endings, name)]
     return endings if sorted(caught) == sorted(names) else sorted(names)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by path, in the model's order."""
+    return {name: module for name, module in model.named_modules() if is_linear(module)}
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -190,7 +195,7 @@ def _ends(name: str, ending: str) -> bool:
 
 def _candidates(model: nn.Module) -> str:
     words = _of_words(model)
-    linears = [name for name, module in model.named_modules() if is_linear(module) and name not in words]
+    linears = [name for name in linear_layers(model) if name not in words]
     return ", ".join(sorted({_short(name) for name in linears})) or "none (the model has no linear layers)"
 
 
