@@ -3,7 +3,6 @@
 Every stage takes its options from the settings (`front/options.py`), and a recipe with changes, as `palora run` does.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -27,7 +26,7 @@ from palora.common.settings import (
     InjectSettings,
     ProtectSettings,
 )
-from palora.common.wording import one_line, printable
+from palora.common.wording import json_text, one_line, printable
 from palora.front.options import FACTS, SCORER, Option, command, computing, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
@@ -104,7 +103,7 @@ def run(
         from palora.front.dry_run import plan_text
 
         planned = plan_run(loaded)
-        print(json.dumps(planned, indent=2) if as_json else plan_text(planned))
+        print(json_text(planned) if as_json else printable(plan_text(planned)))
         return
     from palora.front.pipeline import run as run_recipe
 
@@ -258,7 +257,7 @@ def check(
     from palora.front.fact_files import check_file, check_text
 
     found = check_file(_facts_of(file, given), fix, out)  # type: ignore[arg-type]
-    print(printable(json.dumps(found, indent=2, ensure_ascii=False) if as_json else check_text(found)))
+    print(json_text(found) if as_json else printable(check_text(found)))
 
 
 def classify(
@@ -410,7 +409,7 @@ def _load_libraries() -> None:
 
 def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool = True, answers: int = 0) -> None:
     if as_json:
-        print(printable(json.dumps(evaluation, indent=2, ensure_ascii=False)))
+        print(json_text(evaluation))
         return
     from palora.results.table import evaluation_table, print_answers, summary
 
@@ -434,7 +433,7 @@ def _show_folder(folder: Path, as_json: bool) -> None:
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(printable(json.dumps(values, indent=2, ensure_ascii=False)))
+        print(json_text(values))
         return
     from palora.results.table import value_text
 

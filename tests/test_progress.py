@@ -142,3 +142,13 @@ def test_inject_alone_says_how_many_facts_were_learned(made, tmp_path):
     much = ("--epochs", 60, "--learning-rate", 0.05, "--r", 16)
     everything = palora(*given[:-2], *much, "--out", tmp_path / "b")
     assert re.search(r"^learned +(all 6|[1-5] of 6) facts, in ", everything.out, re.MULTILINE), everything.out
+
+
+def test_a_name_that_is_waited_for_cannot_steer_the_terminal(capsys):
+    with waiting("Loading \x1b[31mred\nmodel", after=0):
+        assert capsys.readouterr().err == "Loading \\u001b[31mred model …\n"
+    shown = in_a_terminal(
+        "import time\nfrom palora.common.progress import waiting\n"
+        "with waiting('[bold]mine[/bold]', after=0.01):\n    time.sleep(0.6)"
+    )
+    assert "[bold]mine[/bold] …" in shown, "and is no markup"

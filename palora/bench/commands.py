@@ -1,13 +1,12 @@
 """`palora compare` and `palora spectrum`, as the command line takes them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from palora.bench.settings import SpectrumSettings
-from palora.common.wording import printable
+from palora.common.wording import json_text, printable
 from palora.front.options import command, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
@@ -31,7 +30,7 @@ def compare(
     out = out or Path("runs") / file.stem
     result = run_comparison(loaded, out, workers)
     if as_json:
-        print(printable(json.dumps(result, indent=2, ensure_ascii=False)))
+        print(json_text(result))
         return
     print(printable((out / "compare.md").read_text(encoding="utf-8")))
     print(printable(f"Page: {out / 'compare.html'}"))
@@ -57,7 +56,7 @@ def _spectrum(
 
     result = run_spectrum(plan, settings, out, expert, adapter, protection)
     if as_json:
-        print(printable(json.dumps(result, indent=2, ensure_ascii=False)))
+        print(json_text(result))
         return
     from palora.bench.spectrum_report import spectrum_table
 

@@ -56,14 +56,16 @@ def waiting(said: str, after: float = 1.0) -> Iterator[None]:
     Args:
         after: seconds in which nothing is said; most waits are shorter.
     """
+    said = f"{one_line(said)} …"
     if sys.stderr.isatty():
         from rich.console import Console
+        from rich.markup import escape
 
-        status = Console(stderr=True).status(f"{said} …")
+        status = Console(stderr=True).status(escape(said))
         say, end = status.start, status.stop
     else:
         stream = sys.stderr
-        say, end = (lambda: print(f"{said} …", file=stream, flush=True)), (lambda: None)
+        say, end = (lambda: print(said, file=stream, flush=True)), (lambda: None)
     timer = threading.Timer(after, say)
     timer.daemon = True
     if after:

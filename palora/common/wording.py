@@ -1,8 +1,10 @@
 """Numbers and lists as they stand in a sentence."""
 
+import json
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -73,6 +75,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """`printable`, without the ends of lines and tabs."""
     return printable(re.sub(r"\s*[\r\n\t]+\s*", " ", text).strip())
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON for a terminal; it reads back as it is."""
+    return printable(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def markdown(text: str) -> str:

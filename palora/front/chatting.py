@@ -5,7 +5,6 @@ random token; a request under another host's name is refused (a page on the web 
 here). It has no script and loads nothing: a form is sent, the answers stand in the next page, escaped.
 """
 
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from urllib.parse import parse_qs
 
 from palora.common.errors import PaloraError
 from palora.common.progress import waiting
+from palora.common.wording import printable
 
 Ask = Callable[[str], dict[str, str]]  # a question -> what every arm answers
 
@@ -24,7 +24,6 @@ LABELS = {"base": "base (as it was)", "lora": "lora (plain LoRA)"}
 LARGEST = 64 * 1024  # bytes of a form
 SHOWN = 50  # questions on the page
 HOSTS = ("127.0.0.1", "localhost")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model writes shall not steer the terminal
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
@@ -48,7 +47,7 @@ def show(question: str, answers: dict[str, str]) -> None:
     from rich.text import Text
 
     def plain(text: str) -> Text:
-        return Text(_CONTROL.sub("", text))
+        return Text(printable(text))  # what a model writes shall not steer the terminal
 
     table = Table(title=plain(question), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, expand=True)
     for arm in answers:
