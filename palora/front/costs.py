@@ -1,4 +1,4 @@
-"""What a run costs, counted from sizes alone: bytes, and floating-point operations. Pure functions, no torch.
+"""What a run costs, counted from sizes alone: bytes, and floating-point operations. Pure functions.
 
 Letters as in the formulas below, of one model (`Sizes`):
 
@@ -14,15 +14,16 @@ which keeps no (tokens × tokens) matrix.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from palora.algebra.statistics import DIRECTIONS, MAX_EXACT, SKETCH
+from palora.training.terms import SLICE
+
 # Measured on a CPU (glibc, float32); of a GPU neither is known, and only what is counted stands here.
 LIBRARIES = 460 * 2**20  # the process itself: Python, torch, transformers, a tokenizer
 TRAINER = 120 * 2**20  # what training imports beside them: TRL, accelerate, datasets
 HELD = 1.5  # what a step takes and gives back, with what the allocator keeps of it in pieces too small to use
 TILES = {True: 6, False: 1}  # copies of a tile of logits: TRL folds it in place on a GPU, in plain torch on a CPU
 ADAM = 16  # bytes of a trained number: itself, its gradient, and AdamW's two moments, in float32
-SLICE = 64  # tokens of an answer that distillation compares at once: `terms.py`
 TILE = (4096, 32768)  # tokens and words whose logits TRL has at once
-EXACT, SKETCH, DIRECTIONS = 1024, 384, 256  # of palora.algebra.statistics, which a plan does not import
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def trained(sizes: Sizes, r: int) -> int:
 
 def columns(n: int, things: int = 1) -> int:
     """Directions that are kept of an input of n numbers: all n up to 1,024, else 256 of each of the `things`."""
-    return n if n <= EXACT else min(n, DIRECTIONS * things)
+    return n if n <= MAX_EXACT else min(n, DIRECTIONS * things)
 
 
 def statistics(sizes: Sizes, things: int) -> int:
@@ -112,7 +113,7 @@ def hard_bases(sizes: Sizes, k: int, sides: int) -> int:
 
 def sums(sizes: Sizes) -> int:
     """8 Σ n · (n up to 1,024, else 384): the running sums in float64 of one thing that is read."""
-    return 8 * sum(own.n * (own.n if own.n <= EXACT else SKETCH) for own in sizes.taught if own.own)
+    return 8 * sum(own.n * (own.n if own.n <= MAX_EXACT else SKETCH) for own in sizes.taught if own.own)
 
 
 def decompositions(sizes: Sizes) -> int:

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def planned(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any]:
         disk = costs.weights(sizes, place.e) + costs.decompositions(sizes)
         add("expert", costs.tuning(sizes, place, tune), steps * 3 * costs.forward_flops(sizes, tune), disk)
     facts, lessons, lesson = tokens.facts, 0, Lesson(Batch(1, 1))
-    if wanted(plan).how or wanted(plan).prompts:
+    if tokens.wanted.how or tokens.wanted.prompts:
         asked = Batch(min(RECALL, facts), tokens.question + TOLD)
         flops = facts / asked.rows * costs.generation_flops(sizes, asked, LONGEST)
         add("words", costs.answering(sizes, place, asked, LONGEST), flops)
@@ -167,16 +168,10 @@ def largest_that_fit(
     def fits(changed: Lesson) -> bool:
         return sum(costs.teaching(sizes, place, changed, bases, things, drift).values()) <= memory
 
-    def with_rank(r: int) -> Lesson:
-        return Lesson(**{**vars(lesson), "r": r})
-
-    def with_batch(rows: int) -> Lesson:
-        return Lesson(**{**vars(lesson), "facts": Batch(rows, lesson.facts.tokens)})
-
     most = min(MOST, min(min(own.m, own.n) for own in sizes.taught))
     return {
-        "rank": costs.largest(lambda r: fits(with_rank(r)), most),
-        "batch": costs.largest(lambda rows: fits(with_batch(rows)), MOST),
+        "rank": costs.largest(lambda r: fits(replace(lesson, r=r)), most),
+        "batch": costs.largest(lambda rows: fits(replace(lesson, facts=Batch(rows, lesson.facts.tokens))), MOST),
     }
 
 
@@ -208,6 +203,7 @@ class _Tokens:
         self.plan, self.tokenizer = plan, load_tokenizer(plan.model)
         set_chat(self.tokenizer, plan.chat_template_kwargs, plan.system_message)
         self.chat = bool(self.tokenizer.chat_template)
+        self.wanted = wanted(plan)
         self.new = read_facts(plan.facts) if plan.facts else []
         self.facts = len(self.new)
         self.mean_lesson = 1
@@ -232,7 +228,7 @@ class _Tokens:
         if keep and keep.prompts:
             asked = [len(encode_prompt(self.tokenizer, p)) for p in keep.prompts[: keep.examples]]
             self._add("prompts", [(n, LONGEST) for n in asked])
-        elif self.facts and wanted(plan).prompts:
+        elif self.facts and self.wanted.prompts:
             self._add("prompts", [(self.question, LONGEST)])
 
     def _add(self, kind: str, rows: list[tuple[int, int]]) -> None:

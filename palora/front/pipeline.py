@@ -60,16 +60,16 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     models = stages.Models()
     expert = out / "expert" if recipe.expert else None
     taught: Plan = recipe
-    writes = wanted(recipe).anything
-    stage = Counted(bool(expert) + writes + 1 + len(recipe.trained_arms) + 1)
+    want = wanted(recipe)
+    stage = Counted(bool(expert) + want.anything + 1 + len(recipe.trained_arms) + 1)
     if expert:
         stage.begins(f"train the expert of {recipe.skills[0]}")
         stages.train_expert(recipe, expert, models)
         taught = recipe.model_copy(update={"model": str(expert / MODEL)})
 
-    if writes:
+    if want.anything:
         stage.begins("the model writes what it is taught and asked (own words, questions, known facts)")
-    taught = write_words(taught, out, models)
+    taught = write_words(taught, out, models, want)
     recipe = recipe.model_copy(update={"known_facts": taught.known_facts})
     taught = taught.model_copy(update={"known_facts": None})  # they are measured, and never kept
 
