@@ -21,11 +21,13 @@ class MetricsLog:
         self.path, self.stage = Path(path), stage
         kept = [row for row in read_metrics(path) if row.get("step", 0) <= resume_step] if resume_step else []
         write_metrics(self.path, kept)
+        self.rows = len(kept)  # that the file has
 
     def write(self, step: int, **values: Any) -> None:
         """Append one row."""
         with clear_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
+        self.rows += 1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

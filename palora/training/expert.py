@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import check_tensors, load_tensors, save_tensors
 from palora.common.hashes import hash_tensors, hash_value
-from palora.common.metrics import MetricsLog, check_curve, read_metrics
+from palora.common.metrics import MetricsLog, check_curve
 from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
@@ -123,7 +123,7 @@ def train_expert(
                 log.write(iteration, **row)
                 if "validation_accuracy" in row:
                     state.iteration = iteration
-                    _save(checkpoint, identity, state, layers, optimizer, len(read_metrics(curve)))
+                    _save(checkpoint, identity, state, layers, optimizer, log.rows)
                 advance(1)
     record = {
         "kind": "expert",

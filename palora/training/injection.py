@@ -134,7 +134,7 @@ def inject(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[watch, ExactResume()],
+        callbacks=[watch, ExactResume(log)],
     )
     trainer.remove_callback(PrinterCallback)  # the watch writes the curve
     bar = progress_bar(f"Teaching the facts ({beside.arm})", settings.epochs * steps_per_epoch, resume_step)

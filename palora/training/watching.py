@@ -160,13 +160,16 @@ class Allowance:
 
 class ExactResume(TrainerCallback):
     """A Trainer checkpoint holds folded factors; beside them the trained ones are kept, so that a resumed run is the
-    uninterrupted one bit for bit. Its last file holds the hashes of the others: a damaged one is not continued from."""
+    uninterrupted one bit for bit. Its last file holds the hashes of the others, and how many rows the curve had: where
+    either is damaged it is not continued from."""
+
+    def __init__(self, log: MetricsLog) -> None:
+        self.log = log
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_tensors(folder / FACTORS, trained_parameters(model))
-        rows = len(read_metrics(Path(args.output_dir).parent / "metrics.jsonl"))
-        seal(folder, CHECKPOINT, {"step": state.global_step, "rows": rows})
+        seal(folder, CHECKPOINT, {"step": state.global_step, "rows": self.log.rows})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         stored = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FACTORS
