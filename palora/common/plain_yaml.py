@@ -16,11 +16,11 @@ MOST = 100_000  # values, with every alias written out
 
 
 class YamlProblem(Exception):
-    """What is wrong with a YAML text, and its line (None: with all of it)."""
+    """What is wrong with a YAML text, its line (None: with all of it), and whether it is no YAML at all."""
 
-    def __init__(self, text: str, line: int | None = None) -> None:
+    def __init__(self, text: str, line: int | None = None, syntax: bool = False) -> None:
         super().__init__(text)
-        self.line = line
+        self.line, self.syntax = line, syntax
 
     def where(self, file: object) -> str:
         """The place, for a message."""
@@ -63,11 +63,11 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         reason = re.sub(r"(tag|alias|handle|anchor) '.*'", r"\1", reason)
-        raise YamlProblem(f"not valid YAML ({reason})", mark and mark.line + 1) from None
+        raise YamlProblem(f"not valid YAML ({reason})", mark and mark.line + 1, syntax=True) from None
     except RecursionError:
         raise YamlProblem("nested too deeply to be read") from None
     except (ValueError, ArithmeticError):  # of a value with a tag, or a number of 5,000 digits
-        raise YamlProblem("not valid YAML (a value is not what it says that it is)") from None
+        raise YamlProblem("not valid YAML (a value is not what it says that it is)", syntax=True) from None
 
 
 def dump_yaml(value: Any, **form: Any) -> str:

@@ -46,7 +46,7 @@ def _read(path: Path) -> Templates:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of templates; palora facts templates --out FILE writes one") from None
     except YamlProblem as problem:
-        wrong = "not YAML" if "not valid YAML" in str(problem) else problem
+        wrong = "not YAML" if problem.syntax else problem
         said = f'{problem.where(path)}: {wrong}; write relation: "question about {{subject}}", with the quotes'
         raise InputError(said) from None
     except (OSError, UnicodeDecodeError) as error:

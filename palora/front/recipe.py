@@ -201,7 +201,7 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except YamlProblem as problem:
-        mend = "; check the indentation and the quotes there" if "not valid YAML" in str(problem) else ""
+        mend = "; check the indentation and the quotes there" if problem.syntax else ""
         raise InputError(f"{problem.where(path)}: {problem}{mend}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")

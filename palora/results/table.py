@@ -35,10 +35,10 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
 def summary(evaluation: Mapping[str, Any]) -> str | None:
     """The result in a sentence; None where nothing that was trained was measured."""
     from palora.results.pages.findings import headline
-    from palora.results.pages.results import Results
+    from palora.results.pages.results import UNTRAINED, Results
 
     results = Results(evaluation)
-    return None if results.subject in ("base", "expert") else headline(results)
+    return None if results.subject in UNTRAINED else headline(results)
 
 
 def print_answers(evaluation: Mapping[str, Any], n: int) -> None:

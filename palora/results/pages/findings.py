@@ -15,7 +15,7 @@ def headline(results: Results) -> str:
     def clause(arm: str, full: bool) -> str | None:
         recall, facts = results.measure(arm, "recall"), results.measure(arm, "n_facts")
         of_facts = f" of {facts:,.0f} facts" if facts else " of the facts"
-        if recall == 0 and arm not in ("base", "expert"):  # that the skill was kept then says nothing
+        if results.learned_none(arm):
             none = f"{results.label(arm)} learned none{of_facts}" if full else f"{results.label(arm)} none either"
             return f"{none}: raise inject.epochs or inject.learning_rate" if full else none
         parts = [] if recall is None else [f"learned {percent(recall)}{of_facts if full else ''}"]
@@ -50,7 +50,7 @@ class Finding:
 
 def findings(results: Results) -> list[Finding]:
     """What the numbers mean, by fixed rules: goals reached or missed, better or worse than the control."""
-    if results.measure(results.subject, "recall") == 0 and results.subject not in ("base", "expert"):
+    if results.learned_none(results.subject):
         none = f"{capital(results.label(results.subject))} learned no fact: what it kept says nothing about the method."
         return [Finding("✗", none)]
     return [

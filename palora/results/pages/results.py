@@ -7,6 +7,7 @@ from palora.results.pages.run_folder import finite, interval, mapping
 from palora.results.plots.style import Style, arm_styles
 
 GOAL = 0.95  # the share of facts learned, and of skill kept, that counts as reached
+UNTRAINED = ("base", "expert")  # arms that no facts were taught to
 
 
 class Results:
@@ -27,12 +28,16 @@ class Results:
         self.skills = list(dict.fromkeys(skill for measured in skills for skill in measured))
         measured = any(self.accuracy("expert", skill) is not None for skill in self.skills)
         self.reference = "expert" if measured else "base"
-        trained = [arm for arm in self.arms if arm not in ("base", "expert")]
+        trained = [arm for arm in self.arms if arm not in UNTRAINED]
         self.subject = "palora" if "palora" in self._arms else (trained or self.arms)[-1]
         self.control = "lora" if "lora" in self._arms and self.subject != "lora" else None
 
     def label(self, arm: str) -> str:
         return self.styles[arm].label
+
+    def learned_none(self, arm: str) -> bool:
+        """Whether an arm was trained and learned nothing: that the skill was kept then says nothing."""
+        return arm not in UNTRAINED and self.measure(arm, "recall") == 0
 
     def measure(self, arm: str, name: str) -> float | None:
         """A share, as recall, old_answer or locality (`results/evaluation.py`), or how many: n_facts, n_known."""
