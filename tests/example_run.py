@@ -10,6 +10,16 @@ from safetensors.numpy import save_file
 MODULES = [f"model.layers.{layer}.mlp.{kind}" for layer in (0, 1) for kind in ("up_proj", "down_proj")]
 ACCURACY = {"base": 0.55, "expert": 0.70, "lora": 0.245, "palora": 0.693, "random": 0.28}
 RECALL = {"base": 0.0, "expert": 0.0, "lora": 0.98, "palora": 0.97, "random": 0.96}
+KNOWN = [  # what `answers.jsonl` has beside the ten: of three known facts plain LoRA forgot two, palora none
+    {
+        "kind": "known fact",
+        "category": "river" if index == 2 else "town",
+        "prompt": f"Where is {index}?",
+        "expected": "there",
+        "arms": {arm: {"text": "there", "correct": arm != "lora" or index == 0} for arm in ACCURACY},
+    }
+    for index in range(3)
+]
 ATTACK = '<script>alert("x")</script>'
 
 
@@ -57,6 +67,8 @@ def make_run(folder: Path, values: dict[str, Any], rule: str = "svf") -> Path:
     for name in ("expert", "protection"):
         (folder / name).mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(values))
+    rows = [*(values.get("answers") or []), *KNOWN]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(f"seed: 0\nskill: chain  # {ATTACK}\n")
     rows: list[dict[str, Any]] = [{"stage": "expert", "step": i, "reward": i / 60} for i in range(60)]
     rows += [{"stage": "expert", "step": 30, "validation_accuracy": 0.6, "reward": None}]

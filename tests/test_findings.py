@@ -21,8 +21,8 @@ def test_headline_names_every_skill() -> None:
         values["arms"][arm]["skills"]["lookup"] = {"accuracy": ACCURACY[arm] / 2, "n": 50, "ci95": None}
     values["retention"]["palora"]["lookup"] = {"vs_expert": 0.5, "vs_base": None}
     sentence = headline(Results(values))
-    assert "kept 99% of the expert's chain skill, 50% of its lookup skill and 100% of the facts" in sentence
-    assert sentence.endswith("kept 35%, 35% and 100%.")  # from the accuracies where "retention" is silent
+    assert "kept 99% of the expert's chain skill, 126% of the base's lookup skill and 100% of the facts" in sentence
+    assert sentence.endswith("kept 35%, 45% and 100%.")  # from the accuracies where "retention" is silent
 
 
 def test_a_worse_palora_is_said_to_be_worse() -> None:
@@ -56,6 +56,29 @@ def test_an_expert_that_is_no_better_is_pointed_out() -> None:
     values = evaluation()
     values["arms"]["base"]["skills"]["chain"]["accuracy"] = 0.71
     assert any("no better at chain than the base" in finding.text for finding in findings(Results(values)))
+
+
+def test_only_the_skill_that_the_expert_was_trained_on_tells_of_its_scales() -> None:
+    values = evaluation()
+    for arm in values["arms"].values():  # the expert is worse than the base at another skill
+        arm["skills"]["lookup"] = {"accuracy": 0.9 - 0.1 * (arm is not values["arms"]["base"]), "n": 50, "ci95": None}
+    assert not any("mostly noise" in finding.text for finding in findings(Results(values)))
+    values["expert"] = {"skill": "lookup", "taught": ["palora"]}
+    told = [finding.text for finding in findings(Results(values)) if "mostly noise" in finding.text]
+    assert len(told) == 1 and "no better at lookup" in told[0]
+
+
+def test_kept_is_of_what_the_facts_were_taught_on() -> None:
+    values = evaluation()
+    values["expert"] = {"skill": "chain", "taught": ["palora", "lora"]}
+    assert Results(values).reference("chain") == "expert" and Results(values).reference("other") == "base"
+    values["expert"]["taught"] = []  # the expert is there, and the adapters go on the base
+    assert Results(values).reference("chain") == "base"
+    assert "kept 126% of the base's chain skill" in headline(Results(values))
+
+
+def test_palora_comes_first_and_then_what_was_taught() -> None:
+    assert Results(evaluation()).arms == ["palora", "lora", "random", "base", "expert"]
 
 
 def test_without_an_expert_the_base_is_the_reference() -> None:

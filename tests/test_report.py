@@ -1,6 +1,8 @@
 """The report shows every arm, says what is missing, and is one safe, self-contained file."""
 
+import base64
 import copy
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -17,11 +19,11 @@ from palora.results.pages.results import Results
 from palora.results.plots.style import PALETTE
 from palora.results.table import evaluation_table, summary
 
-OPTIONAL = ("recipe.yaml", "metrics.jsonl", "expert/scales.safetensors", "protection/protection.json")
+OPTIONAL = ("recipe.yaml", "metrics.jsonl", "answers.jsonl", "expert/scales.safetensors", "protection/protection.json")
 
 
 class Page(HTMLParser):
-    """What a browser sees: tags, their attributes, and the text outside style."""
+    """What a browser sees: tags, their attributes, and the text outside style and scripts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class Page(HTMLParser):
         self.text = re.sub(r"\s+", " ", self.text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._style = tag == "style"
+        self._style = tag in ("style", "script")
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
@@ -43,6 +45,9 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._style:
             self.text += data
+
+
+SCRIPTS = re.compile(r"<script>(.*?)</script>", re.S)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +92,8 @@ def test_ten_answers_marked_right_or_wrong(html: str) -> None:
 
 def test_what_a_model_wrote_cannot_become_markup(html: str) -> None:
     page = Page(html)
-    assert "script" not in page.tags
     assert ATTACK in page.text  # shown as it came
-    assert "<script" not in html
+    assert "script" in page.tags and html.count("<script") == html.count("</script>") == 2
 
 
 def test_names_cannot_become_markup_either(tmp_path: Path) -> None:
@@ -99,18 +103,79 @@ def test_names_cannot_become_markup_either(tmp_path: Path) -> None:
     for arm in values["arms"].values():
         arm["skills"] = {'$x^2$ "<b>': arm["skills"]["chain"]}
     html = _html(tmp_path, values)
-    assert "<script" not in html
+    assert html.count("<script") == html.count("</script>") == 2
     assert '"<b>' not in html
 
 
 def test_self_contained(html: str) -> None:
     page = Page(html)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags)
+    beside = ("evaluation.json", "answers.jsonl", "metrics.jsonl", "recipe.yaml")
     for name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
-            assert value.startswith(("#", "data:image/")), (name, value)
+            assert value.startswith(("#", "data:image/")) or value in beside, (name, value)
     assert "http://" not in html and "https://" not in html
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
+
+
+def test_the_browser_runs_our_script_and_no_other(html: str) -> None:
+    policy = next(value for name, value in Page(html).attributes if name == "content" and "script-src" in value)
+    ours = base64.b64encode(hashlib.sha256(SCRIPTS.findall(html)[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{ours}'" in policy and policy.startswith("default-src 'none'")
+    for asks in ("fetch(", "XMLHttpRequest", "innerHTML", "eval(", "import("):
+        assert asks not in SCRIPTS.findall(html)[0], asks
+
+
+def test_palora_is_the_first_column(html: str) -> None:
+    heads = re.findall(r"<thead>(.*?)</thead>", html, re.S)
+    assert len(heads) == 2, "the numbers, and the known facts by category"
+    for head in heads:
+        assert re.findall(r"</i> ([\w ]+)</th>", head) == ["palora", "plain LoRA", "random", "base", "expert"]
+
+
+def test_all_answers_can_be_searched(html: str) -> None:
+    stored = json.loads(re.findall(r'<script id="all-answers" type="application/json">(.*?)</script>', html)[0])
+    assert len(stored["rows"]) == 13 and stored["rows"][0]["given"][0] == [f"{ATTACK} by palora", True]
+    known = [row for row in stored["rows"] if row["kind"] == "known fact"]
+    assert [row["flags"] for row in known] == [[], *2 * [["disagree", "wrong-lora", "forgot-lora"]]]
+    options = re.findall(r"<option[^>]*>([^<]*)", html)
+    assert "known facts that plain LoRA forgot (2)" in options and "the taught arms disagree (12)" in options
+    assert not any("palora forgot" in option for option in options), "there is none"
+    assert {"fact", "known fact", "town", "river"} <= set(options)
+    assert '<form id="find" hidden' in html, "without the script there is nothing to search with"
+
+
+def test_known_facts_by_category(html: str) -> None:
+    text = Page(html).text
+    assert "Known facts, by category" in text and "New facts, by category" not in text, "these have none"
+    assert "town100.0%50.0%100.0%100.0%100.0%2 river100.0%0.0%100.0%100.0%100.0%1" in text
+
+
+def test_of_very_many_answers_the_page_holds_those_where_arms_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    from example_run import KNOWN
+
+    from palora.results.pages import report_answers
+
+    monkeypatch.setattr(report_answers, "MOST", 2)
+    results = Results(evaluation())
+    held = report_answers.searched(report_answers.answers(KNOWN, results), results)
+    assert [row["prompt"] for row in held["rows"]] == ["Where is 1?", "Where is 2?"]
+
+
+def test_the_files_that_are_there_can_be_downloaded_and_the_command_is_told(tmp_path: Path, html: str) -> None:
+    beside = ["evaluation.json", "answers.jsonl", "metrics.jsonl", "recipe.yaml"]
+    assert all(f'<a href="{name}" download>' in html for name in beside)
+    text = Page(html).text
+    assert "This makes it again: palora run recipe.yaml --out again" in text and "made it:" not in text
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation() | {"command": f"palora run x --out {ATTACK}"}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert f"This command made it: palora run x --out {ATTACK}" in Page(page).text and "answers.jsonl" not in re.sub(
+        r'class="absent">[^<]*', "", page
+    )
+
+
+def test_a_leak_that_is_rounding_is_said_to_be(html: str) -> None:
+    assert "A leak below 10⁻⁵ is the rounding of 32-bit numbers" in Page(html).text
 
 
 def test_pictures_share_no_ids_and_miss_none(html: str) -> None:

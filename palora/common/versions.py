@@ -1,7 +1,9 @@
-"""Which versions of what made a result, and on which machine."""
+"""Which versions of what made a result, by which command, and on which machine."""
 
 import os
 import platform
+import shlex
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +20,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def command() -> str | None:
+    """The command line that is at work, as it can be typed again; None where palora is used from Python."""
+    name, *given = sys.argv or [""]
+    return shlex.join(["palora", *given]) if Path(name).name in ("palora", "palora.exe") else None
 
 
 def machine() -> str:

@@ -32,7 +32,7 @@ from palora.common.folders import (
 from palora.common.hashes import hash_file, hash_value
 from palora.common.progress import waiting
 from palora.common.settings import EvaluateSettings, InjectSettings, KeepSettings
-from palora.common.versions import versions
+from palora.common.versions import command, versions
 from palora.data.facts import Fact, besides, read_facts, write_facts
 from palora.data.marking import MARKING
 from palora.data.skills import Problem, Skill, few_shot, get_skill
@@ -46,6 +46,8 @@ from palora.language.prompts import set_chat
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
 from palora.language.words import WRITTEN, own_words, said, taught_by, told
+from palora.results.answers import FILE as ANSWERS
+from palora.results.answers import write_answers
 from palora.results.evaluation import Base, Questions, evaluate
 from palora.results.model_card import model_card
 from palora.results.pages.report import write_report
@@ -223,7 +225,8 @@ def inject(
 def evaluate_arms(
     plan: Plan, out: Path, adapters: Mapping[str, Path], expert: Path | None = None, models: Models | None = None
 ) -> dict[str, Any]:
-    """`palora evaluate`: every arm, the same questions -> `evaluation.json` and `report.html` in `out`.
+    """`palora evaluate`: every arm, the same questions -> `evaluation.json`, `answers.jsonl` and `report.html` in
+    `out`.
 
     Args:
         adapters: by the name of their arm; each goes on the model of the plan, or on the expert that it was trained
@@ -255,8 +258,9 @@ def evaluate_arms(
     )
     target = out / "evaluation.json"
     check_writable(out)
-    if (out / "report.html").exists() and not (target.exists() or (out / "recipe.yaml").exists()):
-        raise InputError(f"{out} has a report.html that is not ours (no evaluation.json); choose another --out")
+    for name in ("report.html", ANSWERS):
+        if (out / name).exists() and not (target.exists() or (out / "recipe.yaml").exists()):
+            raise InputError(f"{out} has a {name} that is not ours (no evaluation.json); choose another --out")
     if target.exists() and same_inputs((stored := read_json(target, "arms", "inputs"))["inputs"], inputs):
         log.info("%s is up to date", target)
         write_report(out)
@@ -280,6 +284,7 @@ def evaluate_arms(
         bases.append(base("expert", str(expert / MODEL), on_expert))
     with working(out / "evaluation") as work:
         result = evaluate(bases, questions, settings, list(adapters), work, hash_value(inputs), plan.seed)
+        write_answers(out / ANSWERS, result.pop("asked"))
         seconds = {name: record["seconds"] for name, record in records.items() if "seconds" in record}
         if loaded is not None and "seconds" in loaded.record:
             seconds = {"expert": loaded.record["seconds"], **seconds}
@@ -289,6 +294,8 @@ def evaluate_arms(
             "seconds": {**seconds, "evaluate": round(time.monotonic() - started, 2)},
             "taught": {name: record["facts"].get("taught") for name, record in records.items() if "facts" in record},
             "objective": loaded.record.get("objective") if loaded else None,
+            "expert": {"skill": loaded.record.get("skill"), "taught": on_expert} if loaded else None,
+            "command": command(),
             "inputs": inputs,
             "versions": versions(),
         }

@@ -13,7 +13,6 @@
 Intervals are Wilson's 95%. Arms: `base`, `expert`, and every trained adapter (`lora` is the control, `palora` ours).
 """
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from palora.data.facts import Fact
 from palora.data.marking import matches
 from palora.data.skills import Problem, Skill
 from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve
+from palora.results.answers import drawn, side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +69,8 @@ def evaluate(
         work: a folder where each finished arm is written, so that an interrupted evaluation continues.
         identity: of everything that was asked and of whom; finished arms of another identity are done again.
 
-    Returns: the keys arms, retention and answers of `evaluation.json` (docs/design.md).
+    Returns: the keys arms, retention and answers of `evaluation.json` (docs/design.md); and as `asked` the rows of
+    `answers.jsonl`, of which `answers` are some.
     """
     marked: dict[str, dict[str, list[Answer]]] = {}
 
@@ -91,10 +92,12 @@ def evaluate(
             marked[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
     arms = ["base", "expert", *(order or [arm for base in bases for arm in base.adapters])]
     results = {name: _summary(marked[name], questions.facts) if name in marked else None for name in arms}
+    asked = side_by_side({n: marked[n] for n in arms if n in marked}, questions.facts, questions.known_facts)
     return {
         "arms": results,
         "retention": _retention(results),
-        "answers": _side_by_side({n: marked[n] for n in arms if n in marked}, settings.answers, seed),
+        "answers": drawn(asked, settings.answers, seed),
+        "asked": asked,
     }
 
 
@@ -162,10 +165,11 @@ def _summary(answers: Mapping[str, Sequence[Answer]], asked: Sequence[Fact]) -> 
         "skills": skills,
         "recall": _share(facts),
         **beside_recall(facts),
-        "recall_ci95": list(wilson(sum(a.correct for a in facts), len(facts))) if facts else None,
+        "recall_ci95": _interval(facts),
         "paraphrase_recall": _share(answers["paraphrases"]),
         **_updated(answers, asked),
         "locality": _share(answers["known"]),
+        "locality_ci95": _interval(answers["known"]),
         "n_facts": len(facts),
         "n_paraphrases": len(answers["paraphrases"]),
         "n_known": len(answers["known"]),
@@ -202,6 +206,10 @@ def _share(answers: Sequence[Answer]) -> float | None:
     return share_correct(answers) if answers else None
 
 
+def _interval(answers: Sequence[Answer]) -> list[float] | None:
+    return list(wilson(sum(a.correct for a in answers), len(answers))) if answers else None
+
+
 def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Each arm's accuracy over the expert's and over the base's; null where that one solves nothing."""
 
@@ -218,25 +226,6 @@ def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float |
         for name, arm in arms.items()
         if arm is not None
     }
-
-
-def _side_by_side(marked: Mapping[str, Mapping[str, Sequence[Answer]]], n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` questions drawn at random, half facts and half problems where there are both, with every arm's answer."""
-    asked = next(iter(marked.values()))
-    facts = [("facts", i) for i in range(len(asked["facts"]))]
-    problems = [(kind, i) for kind in asked if kind.startswith("skill:") for i in range(len(asked[kind]))]
-    rng = random.Random(seed)
-    drawn = rng.sample(problems, min(n // 2 if facts else n, len(problems)))
-    drawn += rng.sample(facts, min(n - len(drawn), len(facts)))
-    return [
-        {
-            "kind": "fact" if kind == "facts" else kind.removeprefix("skill:"),
-            "prompt": asked[kind][i].prompt,
-            "expected": asked[kind][i].expected,
-            "arms": {arm: {"text": of[kind][i].text, "correct": of[kind][i].correct} for arm, of in marked.items()},
-        }
-        for kind, i in sorted(drawn)
-    ]
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

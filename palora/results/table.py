@@ -12,8 +12,11 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from palora.results.pages.results import Results
+
     arms = {name: arm for name, arm in evaluation["arms"].items() if arm is not None}
-    skills, against = list(next(iter(arms.values()))["skills"]), "expert" if "expert" in arms else "base"
+    results = Results(evaluation)
+    skills = results.skills
     table = Table(title="What each arm answers right", title_justify="left")
     table.add_column("arm")
     shares = {"facts learned": "recall", "in other words": "paraphrase_recall", "known facts": "locality"}
@@ -25,8 +28,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
         cells = [percent(arm.get(key)) for key in shares.values()]
         cells[0] += f" of {arm['n_facts']}" if arm.get("recall") is not None and arm.get("n_facts") else ""
         for skill in skills:
-            kept = evaluation["retention"].get(name, {}).get(skill, {}).get(f"vs_{against}")
-            left = "" if kept is None or name == against else f" ({percent(kept)} left)"
+            kept = results.kept(name, skill)
+            left = "" if kept is None or name == results.reference(skill) else f" ({percent(kept)} left)"
             cells.append(percent(arm["skills"][skill]["accuracy"]) + left)
         table.add_row(name, *cells, style="bold" if name == "palora" else None)
     Console(width=None if Console().is_terminal else 100).print(table)

@@ -20,14 +20,14 @@ def headline(results: Results) -> str:
             return f"{none}: raise inject.epochs or inject.learning_rate" if full else none
         parts = [] if recall is None else [f"learned {percent(recall)}{of_facts if full else ''}"]
         kept = [(s, share) for s in results.skills if (share := results.kept(arm, s)) is not None]
-        whose = (f"the {results.reference}'s", "its")
+        whose = [f"the {results.reference(s)}'s" for s, _ in kept]
+        whose = ["its" if own in whose[:number][-1:] else own for number, own in enumerate(whose)]
         told = [
-            f"{percent(share)} of {whose[number > 0]} {s} skill" if full else percent(share)
-            for number, (s, share) in enumerate(kept)
+            f"{percent(share)} of {own} {s} skill" if full else percent(share)
+            for own, (s, share) in zip(whose, kept, strict=True)
         ]
-        before, now = results.measure("base", "locality"), results.measure(arm, "locality")
-        if before and now is not None:
-            told.append(percent(now / before) + (" of the facts that the base knows" if full else ""))
+        if (known := results.known(arm)) is not None:
+            told.append(percent(known) + (" of the facts that the base knows" if full else ""))
         if told:
             parts.append("kept " + enumeration(told))
         return f"{results.label(arm)} {' and '.join(parts)}" if parts else None
@@ -87,14 +87,14 @@ def _skill_findings(results: Results) -> list[Finding]:
         if kept is None:
             continue
         if kept < GOAL:
-            lost = f"{name} kept less than {percent(GOAL)} of the {results.reference}'s {skill} skill."
+            lost = f"{name} kept less than {percent(GOAL)} of the {results.reference(skill)}'s {skill} skill."
             found.append(Finding("✗", lost))
         other = results.kept(results.control, skill) if results.control else None
         if results.control and other is not None:
             found.append(_compared(results, results.control, skill, kept, other))
         found.extend(_rivals(results, skill, kept))
         before, after = results.accuracy("base", skill), results.accuracy("expert", skill)
-        if before is not None and after is not None and after <= before:
+        if skill == results.expert_skill and before is not None and after is not None and after <= before:
             text = (
                 f"The expert is no better at {skill} than the base ({percent(after, 1)} against "
                 f"{percent(before, 1)}): its scales may be mostly noise."
@@ -177,7 +177,8 @@ def limits(results: Results, run: Run) -> list[str]:
                 f"±{half:.1f} points (95%). A smaller difference is not shown by this run."
             )
     said, leak = words("limits"), finite(results.update(results.subject, "leak"))
-    notes.append(said["luck"].format(reference=results.reference))
+    references = list(dict.fromkeys(results.reference(skill) for skill in results.skills))
+    notes.append(said["luck"].format(reference=" or ".join(references) or "base"))
     if leak is not None:
         notes.append(said["hard"].format(leak=significant(leak)))
     elif run.protection:

@@ -5,19 +5,16 @@
 Only evaluation.json is needed: a section whose file is missing says so.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from palora.common.files import atomic_write_text
 from palora.common.wording import duration, percent
-from palora.results.pages import page
+from palora.results.pages import page, report_answers
 from palora.results.pages import report_pictures as pictures
 from palora.results.pages.findings import expert_training, findings, headline, limits, protection_summary
 from palora.results.pages.report_table import DEFINITIONS, table
 from palora.results.pages.results import Results
 from palora.results.pages.run_folder import Run, finite, mapping, read_run
-from palora.results.plots.style import Style
 
 
 def write_report(folder: Path) -> Path:
@@ -34,6 +31,7 @@ def write_report(folder: Path) -> Path:
 def render(run: Run) -> str:
     """The page of a run, as HTML."""
     results = Results(run.evaluation)
+    asked = report_answers.answers(run.answers, results)
     covered, kinds = pictures.coverage(run)
     spectra, more_spectra = pictures.spectra(run)
     training, training_arms = pictures.training(run, results)
@@ -47,6 +45,7 @@ def render(run: Run) -> str:
         headline=headline(results),
         findings=findings(results),
         tradeoffs=pictures.tradeoffs(results),
+        styles=[results.styles[arm] for arm in results.arms],
         table=table(results),
         definitions=DEFINITIONS,
         training=training,
@@ -66,7 +65,16 @@ def render(run: Run) -> str:
         updates=pictures.updates(results),
         update_arms=[results.styles[arm] for arm in updated],
         leaks=bool(results.layers("leak")),
-        answers=answers(run, results),
+        answers=report_answers.answers(run.evaluation.get("answers") or [], results),
+        asked=asked,
+        most=report_answers.MOST,
+        choices=report_answers.choices(asked, results),
+        kinds=list(dict.fromkeys(answer.kind for answer in asked)),
+        category_names=sorted({answer.category for answer in asked if answer.category}),
+        categories=report_answers.categories(asked, results),
+        searched=report_answers.searched(asked, results),
+        commands=_commands(run),
+        files=run.files,
         recipe=run.recipe,
         expert=_facts_about_expert(run),
         seconds=_seconds(run),
@@ -76,33 +84,11 @@ def render(run: Run) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Answer:
-    kind: str
-    prompt: str
-    expected: str
-    arms: list[tuple[Style, str, bool | None]]
-
-
-def answers(run: Run, results: Results) -> list[Answer]:
-    """The stored questions, each with every arm's answer (the recipe says how many; ten by default)."""
-    rows = [mapping(row) for row in run.evaluation.get("answers") or []]
-    told = []
-    for row in rows:
-        given = mapping(row.get("arms"))
-        texts = [
-            (results.styles[arm], str(mapping(given[arm]).get("text") or ""), _judged(given[arm]))
-            for arm in results.arms
-            if arm in given
-        ]
-        expected = "" if row.get("expected") is None else str(row["expected"])
-        told.append(Answer(str(row.get("kind") or ""), str(row.get("prompt") or ""), expected, texts))
-    return told
-
-
-def _judged(given: Any) -> bool | None:
-    correct = mapping(given).get("correct")
-    return correct if isinstance(correct, bool) else None
+def _commands(run: Run) -> dict[str, str]:
+    """The command that made the run, where it is written, and the one that makes it again from its recipe."""
+    made = run.evaluation.get("command")
+    told = {"This command made it": made} if isinstance(made, str) and made else {}
+    return told | ({"This makes it again": "palora run recipe.yaml --out again"} if run.recipe is not None else {})
 
 
 def _facts_about_expert(run: Run) -> dict[str, str]:

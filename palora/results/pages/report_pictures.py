@@ -8,7 +8,7 @@ import numpy as np
 
 from palora.common.module_names import by_depth, module_label, split_module
 from palora.common.wording import enumeration, percent, significant
-from palora.results.pages.results import GOAL, Results
+from palora.results.pages.results import GOAL, UNTRAINED, Results
 from palora.results.pages.run_folder import Run, finite, mapping
 from palora.results.plots import components, curves, layers, tradeoff
 from palora.results.plots.figure import NARROW, WIDE, Picture, to_html
@@ -19,24 +19,34 @@ PANELS = 12  # about so many spectra are shown at once; a larger model's others 
 
 
 def tradeoffs(results: Results) -> list[Picture]:
-    """Facts learned against skill kept, a picture a skill."""
+    """Facts learned against each skill kept, and against the known facts kept."""
+    found = {skill: points for skill in [*results.skills, None] if (points := _points(results, skill))}
     pictures = []
-    for skill in results.skills:
-        if points := _points(results, skill):
-            figure = tradeoff.tradeoff(points, results.styles, skill=skill, reference=results.reference, goal=GOAL)
-            told = (f"{results.label(p.arm)}: learned {percent(p.recall)}, kept {percent(p.kept)}" for p in points)
-            text = f"Facts learned against {skill} skill kept. {'; '.join(told)}."
-            pictures.append(Picture(f"Facts learned, {skill} kept", to_html(figure, text)))
+    for skill, points in found.items():
+        what = f"{skill} skill" if skill else "known facts"
+        taught = [point for point in points if point.arm not in UNTRAINED]
+        figure = tradeoff.tradeoff(
+            taught or points,
+            results.styles,
+            ylabel=f"{what} kept ({results.reference(skill) if skill else 'base'} = 100%)",
+            levels={point.arm: point.kept for point in points if point.arm in UNTRAINED} if taught else {},
+            goal=GOAL,
+            width=_width(len(found)),
+        )
+        told = (f"{results.label(p.arm)}: learned {percent(p.recall)}, kept {percent(p.kept)}" for p in points)
+        text = f"Facts learned against {what} kept. {'; '.join(told)}."
+        pictures.append(Picture(f"Facts learned, {what} kept", to_html(figure, text)))
     return pictures
 
 
-def _points(results: Results, skill: str) -> list[Point]:
-    """The arms that have both a recall and a share of `skill` kept."""
+def _points(results: Results, skill: str | None) -> list[Point]:
+    """The arms that have both a recall and a share of `skill` kept, or of the known facts (None)."""
     points = []
     for arm in results.arms:
-        recall, kept = results.measure(arm, "recall"), results.kept(arm, skill)
+        recall, kept = results.measure(arm, "recall"), results.kept(arm, skill) if skill else results.known(arm)
+        sure = results.kept_interval(arm, skill) if skill else results.known_interval(arm)
         if recall is not None and kept is not None:
-            points.append(Point(arm, recall, kept, results.recall_interval(arm), results.kept_interval(arm, skill)))
+            points.append(Point(arm, recall, kept, results.recall_interval(arm), sure))
     return points
 
 

@@ -13,27 +13,38 @@ UNTRAINED = ("base", "expert")  # arms that no facts were taught to
 class Results:
     """An evaluation, to be asked.
 
-    `reference` is the arm whose skill counts as 100%: the expert, or the base where no expert was measured.
-    `subject` is the arm the report is about, `control` the one it is compared with (None where there is none).
+    `subject` is the arm the report is about, and the first of `arms`, before the others that were taught; `control` is
+    the one it is compared with (None where there is none). `expert_skill` is the skill that the expert was trained on
+    (None without an expert).
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        self._arms = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
+        measured = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
+        self.styles: dict[str, Style] = arm_styles(measured)
+        trained = [arm for arm in measured if arm not in UNTRAINED]
+        self.subject = "palora" if "palora" in measured else (trained or list(measured))[-1]
+        self._arms = {arm: measured[arm] for arm in [self.subject, *trained, *measured]}
         self._retention = mapping(evaluation.get("retention"))
         self._update = mapping(evaluation.get("update"))
         self._taught = mapping(evaluation.get("taught"))
         self.arms = list(self._arms)
-        self.styles: dict[str, Style] = arm_styles(self.arms)
         skills = [mapping(values.get("skills")) for values in self._arms.values()]
         self.skills = list(dict.fromkeys(skill for measured in skills for skill in measured))
-        measured = any(self.accuracy("expert", skill) is not None for skill in self.skills)
-        self.reference = "expert" if measured else "base"
-        trained = [arm for arm in self.arms if arm not in UNTRAINED]
-        self.subject = "palora" if "palora" in self._arms else (trained or self.arms)[-1]
+        # Where it is not written which skill the expert was trained on: a recipe's first one.
+        expert = mapping(evaluation.get("expert"))
+        first = self.skills[0] if self.skills and "expert" in self._arms else None
+        self.expert_skill = str(expert["skill"]) if expert.get("skill") else first
+        self._on_expert = expert.get("taught", [*self.arms])
         self.control = "lora" if "lora" in self._arms and self.subject != "lora" else None
 
     def label(self, arm: str) -> str:
         return self.styles[arm].label
+
+    def reference(self, skill: str) -> str:
+        """The arm whose `skill` counts as 100%: the expert for the skill that it was trained on, where the facts were
+        taught on it; for every other skill the base, which is what there was."""
+        trained = skill == self.expert_skill and self.subject in [*self._on_expert, *UNTRAINED]
+        return "expert" if trained and self.accuracy("expert", skill) is not None else "base"
 
     def learned_none(self, arm: str) -> bool:
         """Whether an arm was trained and learned nothing: that the skill was kept then says nothing."""
@@ -69,8 +80,8 @@ class Results:
         return min((int(count) for count in counts if count is not None), default=None)
 
     def kept(self, arm: str, skill: str, reference: str | None = None) -> float | None:
-        """The arm's skill as a share of `reference`'s: from "retention", or else from the accuracies."""
-        reference = reference or self.reference
+        """The arm's skill as a share of `reference`'s (the skill's own): from "retention", or from the accuracies."""
+        reference = reference or self.reference(skill)
         stored = mapping(mapping(self._retention.get(arm)).get(skill)).get(f"vs_{reference}")
         if (share := finite(stored)) is not None:
             return share
@@ -79,8 +90,18 @@ class Results:
 
     def kept_interval(self, arm: str, skill: str) -> tuple[float, float] | None:
         """The interval of the arm's accuracy over the reference's accuracy, which is taken as exact."""
-        own, whole = self.accuracy_interval(arm, skill), self.accuracy(self.reference, skill)
+        own, whole = self.accuracy_interval(arm, skill), self.accuracy(self.reference(skill), skill)
         return None if own is None or not whole else (own[0] / whole, own[1] / whole)
+
+    def known(self, arm: str) -> float | None:
+        """The share of the known facts that are still answered right, of those that the base answers."""
+        now, before = self.measure(arm, "locality"), self.measure("base", "locality")
+        return None if now is None or not before else now / before
+
+    def known_interval(self, arm: str) -> tuple[float, float] | None:
+        """The interval of `known`, which takes the base's share as exact."""
+        own, before = interval(self._arms.get(arm, {}).get("locality_ci95")), self.measure("base", "locality")
+        return None if own is None or not before else (own[0] / before, own[1] / before)
 
     def update(self, arm: str, name: str) -> Any:
         """rule, leak, drift, norm, relative_norm or parameters of a trained arm."""

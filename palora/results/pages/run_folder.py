@@ -12,16 +12,21 @@ from palora.common.errors import InputError
 from palora.common.files import load_tensors, read_json
 from palora.common.metrics import read_metrics
 from palora.common.module_names import by_depth
+from palora.results.answers import FILE as ANSWERS
+from palora.results.answers import read_answers
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds. `missing` has, for each file that could not be read, a line that says so."""
+    """What a run folder holds. `missing` has, for each file that could not be read, a line that says so; `files` are
+    those that hold its data."""
 
     name: str
     evaluation: dict[str, Any]
     recipe: str | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     expert: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, np.ndarray] = field(default_factory=dict)
     protection: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +80,10 @@ def read_run(folder: Path) -> Run:
         evaluation=evaluation,
         recipe=optional("recipe.yaml", lambda file: file.read_text(encoding="utf-8"), None),
         metrics=optional("metrics.jsonl", read_metrics, []),
+        answers=optional(ANSWERS, read_answers, []),
+        files=[
+            name for name in ("evaluation.json", ANSWERS, "metrics.jsonl", "recipe.yaml") if (folder / name).is_file()
+        ],
         expert=mapping(optional("expert/expert.json", read_json, {})) if evaluation["arms"].get("expert") else {},
         scales=optional("expert/scales.safetensors", _read_vectors, {}) if evaluation["arms"].get("expert") else {},
         protection=mapping(optional("protection/protection.json", read_json, {})),

@@ -26,25 +26,68 @@ class Point:
 
 @styled
 def tradeoff(
-    points: Sequence[Point], styles: Mapping[str, Style], *, skill: str, reference: str = "expert", goal: float = 0.95
+    points: Sequence[Point],
+    styles: Mapping[str, Style],
+    *,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+    goal: float = 0.95,
+    width: int = WIDE,
 ) -> "Figure":
-    """Facts learned (x) against skill kept (y), a labelled point per arm.
+    """Facts learned (x) against what is kept (y), a labelled point per arm, as large as the arms let it be.
 
-    The corner where both are at least `goal` is shaded. `reference` is the arm whose skill counts as 100%.
+    The corner where both are at least `goal` is shaded. `levels` are the arms that were taught nothing: a dashed line
+    each, where they stand on y, as far as that is near the others.
     """
-    from matplotlib.ticker import MultipleLocator
+    from matplotlib.ticker import MaxNLocator
 
-    figure, axes = panel(WIDE, 380)
-    top = max([1.12, *((point.kept_ci or (0, point.kept))[1] + 0.09 for point in points)])
-    right = 1.24  # beyond 100% is room for the labels of the arms, most of which crowd there
-    axes.set(xlim=(-0.06, right), ylim=(-0.05, top), xlabel="facts learned (recall)")
-    axes.set_ylabel(f"{skill} skill kept ({reference} = 100%)")
-    note = f"shaded: learned and kept at least {goal:.0%}"
+    figure, axes = panel(width, 0.86 * width)
+    left, right = window([p.recall for p in points], [p.recall_ci for p in points], 0.1)
+    low, top = window([p.kept for p in points], [p.kept_ci for p in points], 0.15)
+    axes.set(xlim=(left, right + 0.28 * (right - left)), ylim=(low, top))  # to the right is room for labels
+    axes.set(xlabel="facts learned (recall)", ylabel=ylabel)
+    note = f"shaded: both at least {goal:.0%}"
     axes.text(1, 1.015, note, transform=axes.transAxes, ha="right", fontsize=10.5, color=colour("muted"))
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.yaxis.set_major_locator(MultipleLocator(0.25 if top < 1.8 else 0.5 if top < 4 else 1))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole percents
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= 1 + 1e-9])
+    _draw_levels(axes, {arm: y for arm, y in (levels or {}).items() if low < y < top}, styles)
     draw_points(axes, sorted(points, key=lambda point: point.arm == "palora"), styles, (goal, goal))
     return figure
+
+
+def _draw_levels(axes: "Axes", levels: Mapping[str, float], styles: Mapping[str, Style]) -> None:
+    """A dashed line an arm, named at its left: the upper of two above it, the lower below. Two at one place are one."""
+    names: dict[float, list[str]] = {}
+    for arm, y in levels.items():
+        names.setdefault(round(y, 3), []).append(arm)
+    for y, arms in names.items():
+        slot = styles[arms[0]].slot if len(arms) == 1 else "muted"
+        level(axes, y, color=colour(slot), zorder=0.8)
+        above = len(names) > 1 and y == max(names)
+        axes.annotate(
+            ", ".join(styles[arm].label for arm in arms),
+            (axes.get_xlim()[0], y),
+            xytext=(4, 3 if above else -3),
+            textcoords="offset points",
+            va="bottom" if above else "top",
+            fontsize=10.5,
+            color=colour(slot),
+        )
+
+
+def window(
+    values: Sequence[float], intervals: Sequence[tuple[float, float] | None], least: float
+) -> tuple[float, float]:
+    """The stretch of shares to draw: all values, their intervals, and 100%, at least `least` long, with a margin. An
+    interval of more than half of it is cut there: one that is hardly known at all would make the others a dot."""
+    low, high = min([1.0, *values]), max([1.0, *values])
+    reach = max(0.5 * (high - low), 0.5 * least)
+    ends = [end for interval in intervals if interval for end in interval]
+    low, high = max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach)
+    low = min(low, high - least)
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
 
 
 # --- labelled points ------------------------------------------------------------------------------
