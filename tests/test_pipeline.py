@@ -285,7 +285,7 @@ def test_a_run_without_an_expert_and_without_a_control(values, tmp_path):
         patch.setattr(hashes, "_content", lru_cache(None)(lambda *key: hashed.append(key[0]) or content(*key)))
         pipeline.run(parse_recipe(without_an_expert(values)), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "report.html")
+        *("recipe.yaml", "protection", "adapter", "metrics.jsonl", "evaluation.json", "answers.jsonl", "report.html")
     }
     evaluation = read_json(tmp_path / "run" / "evaluation.json")
     assert [arm for arm, found in evaluation["arms"].items() if found] == ["base", "palora"]

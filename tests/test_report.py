@@ -260,6 +260,19 @@ def test_all_sections_have_content(html: str) -> None:
         assert told in text, told
 
 
+def test_an_arm_has_one_colour_on_the_whole_page(tmp_path: Path) -> None:
+    values = evaluation()
+    for part in (values["arms"], values["retention"], values["update"]):  # the last one is what the report is about
+        part["other"], part["mine"] = part.pop("random"), part.pop("palora")
+    run = make_run(tmp_path / "run", values)
+    lines = (run / "metrics.jsonl").read_text().replace('"palora"', '"mine"').replace('"random"', '"other"')
+    (run / "metrics.jsonl").write_text(lines)
+    html = write_report(run).read_text(encoding="utf-8")
+    for arm in ("mine", "other"):
+        slots = re.findall(rf'<i style="color: var\(--([\w-]+)\)">.</i> {arm}<', html)
+        assert len(slots) == 5 and len(set(slots)) == 1, (arm, slots)  # two tables and three keys
+
+
 def test_a_soft_rule_shows_weights_and_no_leak(tmp_path: Path) -> None:
     values = _without_leak()
     text = Page(_html(tmp_path, values, rule="covariance")).text

@@ -32,11 +32,14 @@ def answers(rows: Sequence[Any], results: Results) -> list[Answer]:
     for row in map(mapping, rows):
         given = mapping(row.get("arms"))
         said = [(a, str(mapping(given[a]).get("text") or ""), _judged(given[a])) for a in results.arms if a in given]
-        texts = [
-            str(row[key]) if row.get(key) is not None else "" for key in ("kind", "category", "prompt", "expected")
-        ]
-        told.append(Answer(*texts, said, _flags(texts[0], {arm: correct for arm, _, correct in said})))
+        kind, category, prompt, expected = (_text(row, key) for key in ("kind", "category", "prompt", "expected"))
+        flags = _flags(kind, {arm: correct for arm, _, correct in said})
+        told.append(Answer(kind, category, prompt, expected, said, flags))
     return told
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    return "" if row.get(key) is None else str(row[key])
 
 
 def _judged(given: Any) -> bool | None:

@@ -53,7 +53,7 @@ def _points(results: Results, skill: str | None) -> list[Point]:
 def training(run: Run, results: Results) -> tuple[list[Picture], list[Style]]:
     """The training curves, and the styles of the arms in them."""
     stages = list(dict.fromkeys(str(row["stage"]) for row in run.metrics if row.get("stage")))
-    styles = arm_styles(dict.fromkeys([*results.arms, *stages]))
+    styles = arm_styles(dict.fromkeys([*results.styles, *stages]))  # in their order: each in its own colour
     injected = [stage for stage in stages if stage != "expert"]
     time = "epoch" if _series(run, injected, "loss", "epoch") else "step"
     wanted: list[tuple[list[str], str, str, str, str, bool, bool]] = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 
 # name -> (light, dark). The hues are Okabe and Ito's, darkened to a contrast of at least 3:1 on white.
 PALETTE: dict[str, tuple[str, str]] = {
@@ -38,18 +39,21 @@ _KNOWN_ARMS = {
     "lora": Style("plain LoRA", "lora", "s", "■"),
     "palora": Style("palora", "palora", "o", "●"),
 }
+_RULES = ("svf", "sigma", "random", "activation", "covariance")  # arms of a rule's name look alike on every page
 _EXTRA_MARKERS = (("v", "▼"), ("P", "✚"), ("X", "✖"), ("*", "★"), ("<", "◀"), (">", "▶"))
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
-    """The style of every arm; arms beyond the known four take the remaining colours and markers in order."""
+    """The style of every arm; arms beyond the known four take the remaining pairs of colour and marker in order: the
+    first 24 are all different."""
+    arms = list(arms)
+    free = (n for n in count() if n >= len(_RULES) or _RULES[n] not in arms)
     styles: dict[str, Style] = {}
-    extra = 0
     for arm in arms:
         if arm in _KNOWN_ARMS:
             styles[arm] = _KNOWN_ARMS[arm]
-        else:
-            marker, glyph = _EXTRA_MARKERS[extra % len(_EXTRA_MARKERS)]
-            styles[arm] = Style(arm, f"extra-{extra % 4 + 1}", marker, glyph)
-            extra += 1
+            continue
+        extra = _RULES.index(arm) if arm in _RULES else next(free)
+        marker, glyph = _EXTRA_MARKERS[(extra + extra // 4) % len(_EXTRA_MARKERS)]
+        styles[arm] = Style(arm, f"extra-{extra % 4 + 1}", marker, glyph)
     return styles
