@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palora.bench.compare_report import draw_kept, families, kept_points, markdown_table, test_rows, with_interval
+from palora.bench.compare_report import draw_kept, families, markdown_table, test_rows, with_interval
 from palora.bench.comparison import mark
+from palora.bench.matched import kept_points
 from palora.bench.summary import kept_of, paired_tests
 from palora.results.plots.figure import to_png
 

@@ -622,9 +622,12 @@ def test_a_disk_that_fills_up_at_any_moment(refused, made, tmp_path, monkeypatch
         assert result.code == 1 and result.complaints[-1].startswith("palora: cannot write "), result.err
         assert "No space left on device; nothing that was there is lost" in result.complaints[-1]
         left = {path: value for path, value in tree(tmp_path).items() if ".work" not in path}
-        if name == "evaluate":  # two files: the report is written from the other when the command is run again
+        if name == "evaluate":  # three files: the report is written from the others when the command is run again
             assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["arms"]
-            assert {path for path in left if left[path] != old.get(path)} <= {"run/evaluation.json"}
+            assert {path for path in left if left[path] != old.get(path)} <= {
+                "run/answers.jsonl",
+                "run/evaluation.json",
+            }
         else:
             assert left == old
         failing += 1

@@ -183,7 +183,7 @@ def test_what_is_up_to_date_is_not_done_again(made, tmp_path, monkeypatch):
 
 def test_stages_by_hand_make_a_run_folder(made):
     names = {path.name for path in made.run.iterdir()}
-    assert names == {"expert", "protection", "adapter", "evaluation.json", "report.html"}
+    assert names == {"expert", "protection", "adapter", "answers.jsonl", "evaluation.json", "report.html"}
     update = json.loads((made.run / "evaluation.json").read_text())["update"]["palora"]
     assert update["rule"] == "svf" and update["leak"] <= 1e-5
 

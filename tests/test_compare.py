@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -15,11 +16,12 @@ from pydantic import ValidationError
 
 from palora.algebra.statistics import InputStatistics, KeptInputs, Statistics
 from palora.algebra.subspace import ProtectedSubspace, ProtectedSubspaces
-from palora.bench import cells, compare, prepared
+from palora.bench import cells, compare, prepared, tradeoff_plots
 from palora.bench.cells import run_training
-from palora.bench.compare_report import front, render, write_pages
+from palora.bench.compare_report import render, write_pages
 from palora.bench.comparison import Comparison, load_comparison
 from palora.bench.keys import Cell, shared_inputs, training_key
+from palora.bench.matched import at_recall, findings, front, headline, kept_points, late
 from palora.bench.prepared import shuffle_scales
 from palora.bench.summary import choose_rates, summarise
 from palora.common.errors import DivergedError, InputError
@@ -28,6 +30,7 @@ from palora.common.settings import KeepAllSettings, ProtectSettings
 from palora.data.facts import Lesson, write_facts
 from palora.front.recipe import merged
 from palora.language import keep
+from palora.results.plots.style import arm_styles
 from palora.results.plots.tradeoff import Point
 from palora.testbed.world import known_facts, new_facts
 from palora.training.protection import check_protection
@@ -345,6 +348,99 @@ def test_the_front_is_what_nothing_beats():
         Point("e", 0.5, 1.0),
     ]
     assert front(points) == ["a", "b", "e"]
+
+
+def test_methods_are_read_at_the_very_same_recall():
+    """From (92%, 0.8) to (97%, 0.6) the straight line is at 0.68 where it crosses 95%."""
+    run = {"moments": {"0.9": {"recall": 0.92, "kept": 0.8}, "0.95": {"recall": 0.97, "kept": 0.6}}}
+    assert at_recall(run, 0.95, lambda moment: moment["kept"]) == pytest.approx(0.68)
+    assert at_recall(run, 0.99, lambda moment: moment["kept"]) is None, "it never got there"
+    run["moments"]["0.9"]["recall"] = 0.97  # both passed at once
+    assert at_recall(run, 0.95, lambda moment: moment["kept"]) == 0.6
+    run["moments"]["0.9"] = {"recall": 0.92, "kept": None}
+    assert at_recall(run, 0.95, lambda moment: moment["kept"]) == 0.6
+
+
+def compared(values):
+    """A result by hand: palora keeps 0.6 of 0.8 and lora 0.4 of it, in one seed less."""
+    c = small(values, lora={"learning_rates": [1.0]}, palora={"learning_rates": [1.0]})
+    runs = [
+        *synthetic([0.4, 0.5, 0.3], [0.4] * 3, reached=(0, 1)),
+        *synthetic([0.6, 0.6, 0.6], [0.4] * 3, method="palora"),
+    ]
+    for run in runs:
+        run["kind"] = "training"
+    result = summarise(c, runs, REFERENCES, choose_rates(c, runs, REFERENCES))
+    return result | {"comparison": c.model_dump(mode="json"), "machine": "one core"}
+
+
+def test_the_finding_is_said_first(values):
+    result = compared(values)
+    assert headline(result, "4") == (
+        "With 50% of 4 facts learned, palora keeps 75.0% of chain and 50.0% of the known facts; plain LoRA keeps 56.2% "
+        "and 50.0%."
+    )
+    told = findings(result, "4")
+    assert any(
+        "Against plain LoRA, over the same seeds, palora keeps 18.7 points more of chain" in text
+        and "may be chance" in text
+        for text in told
+    )
+    assert "No other method keeps as much of both as palora." in told
+    assert "Some seeds never learned 50%, and are left out: plain LoRA (2 of 3)." in told
+    assert not late(result, "4")
+    for run in result["runs"]:
+        if run["moments"]:
+            run["moments"]["0.5"]["recall"] = 0.625
+    assert late(result, "4") == [0.625] * 5
+    assert findings(result, "4")[-1].startswith("5 runs were past 50% when first measured")
+    page = render(result, "out")
+    first = re.search(r"<h1>(.*?)</h1>", page)
+    assert first and re.sub("<.*?>", "", first[1]) == headline(result, "4")
+    assert page.index("<h1>") < page.index("<svg") < page.index("<table") < page.index("How it was done")
+
+
+def test_without_palora_the_headline_is_of_the_front(values):
+    result = compared(values)
+    methods = result["comparison"]["methods"]
+    result["comparison"]["methods"] = {"lora": methods["lora"], "soft": methods["palora"]}
+    result["comparison"]["reference"] = "soft"
+    for run in result["runs"]:
+        run["method"] = {"palora": "soft"}.get(run["method"], run["method"])
+    assert headline(result, "4").startswith("With 50% of 4 facts learned, soft keeps 75.0% of chain")
+    for run in result["runs"]:
+        run["moments"] = {}
+    assert headline(result, "4") == "No method learned 50% of 4 facts."
+
+
+def test_a_share_ends_at_all_of_it(values):
+    result = compared(values)
+    for run, known in zip(result["runs"], [1.0, 0.7, None, 1.0, 1.0, 0.9], strict=True):
+        if run["moments"]:
+            run["moments"]["0.5"]["locality"] = known
+    points = kept_points(result, "4")
+    assert max(point.recall_ci[1] for point in points) == 1.0 and min(point.recall_ci[0] for point in points) == 0.0
+
+
+def test_palora_is_the_first_row_and_no_marker_is_cut(values):
+    result = compared(values)
+    page = render(result, "out")
+    for table in re.findall(r'<table data-sort="rows" data-name="4-facts.*?</table>', page, re.S):
+        assert re.findall(r"</i> ([\w ]+)</th>", table) == ["palora", "plain LoRA"]
+    styles = arm_styles(["lora"])
+    for figure in (
+        tradeoff_plots.clouds({"lora": [(0.0, 0.0), (0.5, 1.0)]}, styles, xlabel="x", ylabel="y"),
+        tradeoff_plots.frontier({"lora": [(0.9, 0.9, (-5, 9)), (1.0, 1.0, None)]}, styles, ylabel="y"),
+    ):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        (left, right), (low, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            if line.get_marker() not in ("None", None, ""):
+                xs, ys = line.get_data()
+                assert not line.get_clip_on() and left < min(xs) and max(xs) < right and low < min(ys) and max(ys) < top
+        for collection in axes.collections:  # the error bars
+            assert all(low <= y <= top for path in collection.get_segments() for _, y in path)
 
 
 def test_only_seeds_that_both_reached_are_paired(values):

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from palora.bench import tradeoff_plots
 from palora.bench.comparison import mark
+from palora.bench.matched import findings, front, headline, kept_points, kept_skill, share
 from palora.common.files import atomic_write_bytes, atomic_write_text
 from palora.common.wording import markdown as escaped
 from palora.results.pages import page
-from palora.results.plots.figure import to_html, to_png
+from palora.results.plots.figure import Picture, to_html, to_png
 from palora.results.plots.style import arm_styles
 from palora.results.plots.tradeoff import Point
 from palora.results.table import number, percent
@@ -53,7 +54,7 @@ def columns(result: Mapping[str, Any]) -> list[tuple[str, Callable[[Mapping[str,
         ("paraphrases", plain("paraphrase_recall", percent)),
         *((f"words, {skill}", inner("words", skill)) for skill in result["references"].get("words", {})),
         *((f"KL, {of}", inner("kl", of)) for of in KL if any(r.get("kl", {}).get(of) for r in rows)),
-        ("known facts", lambda row: with_interval(row["locality"])),
+        ("known facts", lambda row: with_interval(_within(row["locality"]))),
         ("drift", plain("drift", number)),
         ("‖ΔW‖/‖W‖", plain("relative_norm", number)),
         ("leak", plain("leak", number)),
@@ -70,6 +71,11 @@ def with_interval(estimate: Mapping[str, Any] | None, form: str = ".1%") -> str:
         return "–"
     interval = estimate["ci95"]
     return format(estimate["mean"], form) + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+
+
+def _within(estimate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """An estimate of a share, whose interval ends at 0 and 100%."""
+    return estimate and {**estimate, "ci95": share(estimate["ci95"])}
 
 
 def families(paired: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -100,13 +106,16 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         f"{len(result['runs'])} runs: {len(c['methods'])} methods, {', '.join(map(str, c['loads']))} facts, {n} seeds. "
         f"A seed has its own {'expert, ' if c['expert'] else ''}batches and test problems; all methods share them.",
         f"Methods are compared at the moment when recall first passes each milestone (it is looked at every "
-        f"{c['inject']['recall_every']} epochs; at most {c['inject']['epochs']} epochs).",
+        f"{c['inject']['recall_every']} epochs; at most {c['inject']['epochs']} epochs). The tables are of that "
+        "moment, with the recall that it had.",
+        f"The first sentence and picture of the page are of exactly {c['choose_at']:.0%} recall: between the moments "
+        "measured before and after it, a straight line.",
         f"Each method at the learning rate of its sweep that keeps most of {', '.join(c['keep_skills'])} at "
         f"{c['choose_at']:.0%} recall on {c['validation']} validation problems, of the rates that reach it with most "
         "seeds; of rates that tie, the one with the highest final recall. "
         f"What is shown is measured on {c['evaluate']['problems']} test problems a skill and seed.",
         f"Kept: skill accuracy over {_standard(result)}'s. Means over the seeds that reached the "
-        "milestone, with 95% t-intervals.",
+        "milestone, with 95% t-intervals; those of known facts are cut at 0 and 100%.",
         "Paired differences over seeds, corrected by Holm within a milestone. The t-test takes differences to be about "
         f"normal; the exact sign-flip test does not, but with {n} seeds its p is at least {smallest:.3g} before that.",
         *(
@@ -172,39 +181,9 @@ def write_pages(result: Mapping[str, Any], out: Path) -> None:
             atomic_write_bytes(out / f"kept-{load}.png", to_png(draw_kept(result, load, points)))
 
 
-def front(points: Sequence[Point]) -> list[str]:
-    """The methods on the Pareto front: no other keeps at least as much of both things and more of one, by the means."""
-
-    def beaten(own: Point) -> bool:
-        mine = (own.recall, own.kept)
-        others = [(p.recall, p.kept) for p in points if p is not own]
-        return any(all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine for other in others)
-
-    return [point.arm for point in points if not beaten(point)]
-
-
 def _standard(result: Mapping[str, Any]) -> str:
     """What retention is measured against."""
     return "expert" if result["comparison"]["expert"] else "base"
-
-
-def _kept_skill(result: Mapping[str, Any]) -> str:
-    """The skill that the tests and the pictures are of: the same at every load and milestone."""
-    milestones = next(iter(result["paired"].values()))
-    return str(next(iter(milestones.values()))["skill"])
-
-
-def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:
-    """For every method that has learned the facts: known facts that are still right (x), the kept skill (y)."""
-    at, skill = mark(result["comparison"]["choose_at"]), _kept_skill(result)
-    points = []
-    for method, row in result["table"][load][at].items():
-        y = row["retention"].get(skill, {}).get("vs_expert")
-        if row["locality"] and y and not row["scaled"]:
-            x = row["locality"]
-            intervals = [tuple(e["ci95"]) if e["ci95"] else None for e in (x, y)]
-            points.append(Point(method, x["mean"], y["mean"], *intervals))
-    return points
 
 
 def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Figure":
@@ -213,8 +192,8 @@ def draw_kept(result: Mapping[str, Any], load: str, points: list[Point]) -> "Fig
     return tradeoff_plots.kept(
         points,
         arm_styles(c["methods"]),
-        xlabel=f"known facts (no method saw them) still right, {c['choose_at']:.0%} of {load} new ones learned",
-        ylabel=f"{_kept_skill(result)} kept ({_standard(result)} = 100%)",
+        xlabel=f"known facts still right ({c['choose_at']:.0%} of {load} new ones learned)",
+        ylabel=f"{kept_skill(result)} kept ({_standard(result)} = 100%)",
     )
 
 
@@ -222,50 +201,24 @@ def render(result: Mapping[str, Any], name: str) -> str:
     """The page, self-contained."""
     c = result["comparison"]
     styles = arm_styles(c["methods"])
-    at, skill = mark(c["choose_at"]), _kept_skill(result)
-    pictures = []
-    for load in result["table"]:
-        if points := kept_points(result, load):
-            title = f"{load} facts at {c['choose_at']:.0%} recall: the skill and the known facts that are left"
-            told = f"{title}. On the Pareto front: {', '.join(front(points))}"
-            pictures.append((told, to_html(draw_kept(result, load, points), title)))
-    for load, milestones in result["table"].items():
-        for shown in result["references"]["base"]:
-            lines = {
-                method: [
-                    (row["recall"]["mean"], kept["mean"], kept["ci95"])
-                    for rows in milestones.values()
-                    if (row := rows[method])["recall"] and (kept := row["retention"].get(shown, {}).get("vs_expert"))
-                ]
-                for method in c["methods"]
-                if not c["methods"][method]["scaled"]
-            }
-            figure = tradeoff_plots.frontier(lines, styles, ylabel=f"{shown} kept ({_standard(result)} = 100%)")
-            title = f"{load} facts: learned, and {shown} kept"
-            pictures.append((title, to_html(figure, f"{title}, by method")))
-    for x, title in (
-        ("drift", "drift of the update on the skill's inputs"),
-        ("coverage", "skill input energy protected"),
-    ):
-        clouds: dict[str, list[tuple[float, float]]] = {}
-        for run in result["runs"]:
-            if at in run["moments"] and run["kind"] != "scaled":
-                moment = run["moments"][at]
-                value = moment["drift"] if x == "drift" else run["coverage"]["skill"]
-                kept = moment["retention"][skill]["vs_expert"]
-                if value is not None and kept is not None:
-                    clouds.setdefault(run["method"], []).append((value, kept))
-        figure = tradeoff_plots.clouds(clouds, styles, xlabel=title, ylabel=f"{skill} kept")
-        key = "drift" if x == "drift" else "coverage of the skill"
-        rank = number(result["predictors"][key]["spearman"])
-        heading = f"Every run at {c['choose_at']:.0%} recall: {title} (rank correlation {rank})"
-        pictures.append((heading, to_html(figure, heading)))
+    at = mark(c["choose_at"])
+    kept = {load: points for load in result["table"] if (points := kept_points(result, load))}
     return page.fill(
         Path(__file__).with_name("compare.html.jinja"),
         name=name,
         styles=styles,
-        pictures=pictures,
+        headlines={load: (headline(result, load), findings(result, load)) for load in result["table"]},
+        kept=[
+            Picture(
+                f"{load} facts, {c['choose_at']:.0%} learned", to_html(draw_kept(result, load, points), _told(points))
+            )
+            for load, points in kept.items()
+        ],
+        many=max(map(len, kept.values()), default=0) > tradeoff_plots.MANY,
+        pictures=[*_frontiers(result), *_clouds(result)],
+        milestones={load: sorted(of, key=lambda m: (m != at, -float(m))) for load, of in result["table"].items()},
         sentences=describe(result),
+        methods=sorted(c["methods"], key=lambda method: (method != "palora", method != c["reference"])),
         result=result,
         columns=columns(result),
         families=families,
@@ -273,3 +226,55 @@ def render(result: Mapping[str, Any], name: str) -> str:
         with_interval=with_interval,
         number=number,
     )
+
+
+def _told(points: Sequence[Point]) -> str:
+    """The picture of what is kept, for who cannot see it."""
+    told = (f"{p.arm}: {percent(p.recall)} of the known facts, {percent(p.kept)} of the skill" for p in points)
+    return f"What is kept, by method. {'; '.join(told)}. On the Pareto front: {', '.join(front(points))}."
+
+
+def _frontiers(result: Mapping[str, Any]) -> list[Picture]:
+    """Learned against kept, a picture a load and skill."""
+    c = result["comparison"]
+    pictures = []
+    for load, milestones in result["table"].items():
+        bold = {"palora", c["reference"], *front(kept_points(result, load))}
+        for skill in result["references"]["base"]:
+            lines = {
+                method: [
+                    (row["recall"]["mean"], kept["mean"], kept["ci95"])
+                    for rows in milestones.values()
+                    if (row := rows[method])["recall"] and (kept := row["retention"].get(skill, {}).get("vs_expert"))
+                ]
+                for method in c["methods"]
+                if not c["methods"][method]["scaled"]
+            }
+            ylabel = f"{skill} kept ({_standard(result)} = 100%)"
+            figure = tradeoff_plots.frontier(lines, arm_styles(c["methods"]), ylabel=ylabel, bold=bold)
+            title = f"{load} facts: learned, and {skill} kept"
+            pictures.append(Picture(title, to_html(figure, f"{title}, by method")))
+    return pictures
+
+
+def _clouds(result: Mapping[str, Any]) -> list[Picture]:
+    """What is kept of the skill against the drift, and against the coverage: a point a run."""
+    c, skill = result["comparison"], kept_skill(result)
+    at = mark(c["choose_at"])
+    wanted: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float | None]], ...] = (
+        ("drift", "drift of the update on the skill's inputs", lambda run: run["moments"][at]["drift"]),
+        ("coverage of the skill", "skill input energy protected", lambda run: run["coverage"]["skill"]),
+    )
+    pictures = []
+    for key, title, value in wanted:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for run in result["runs"]:
+            if at in run["moments"] and run["kind"] != "scaled":
+                x, kept = value(run), run["moments"][at]["retention"][skill]["vs_expert"]
+                if x is not None and kept is not None:
+                    points.setdefault(run["method"], []).append((x, kept))
+        figure = tradeoff_plots.clouds(points, arm_styles(c["methods"]), xlabel=title, ylabel=f"{skill} kept")
+        rank = number(result["predictors"][key]["spearman"])
+        heading = f"Every run at {c['choose_at']:.0%} recall: {title}"
+        pictures.append(Picture(heading, to_html(figure, heading), f"rank correlation {rank}"))
+    return pictures

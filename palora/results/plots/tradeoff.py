@@ -108,8 +108,8 @@ def draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Styl
         axes.errorbar(
             point.recall,
             point.kept,
-            xerr=lengths(point.recall, point.recall_ci),
-            yerr=lengths(point.kept, point.kept_ci),
+            xerr=lengths(point.recall, point.recall_ci, axes.get_xlim()),
+            yerr=lengths(point.kept, point.kept_ci, axes.get_ylim()),
             fmt=style.marker,
             color=colour(style.slot),
             markersize=(9 if few else 8) + 2 * (point.arm == "palora"),
@@ -123,11 +123,15 @@ def draw_points(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Styl
     _place_labels(axes, points, styles)
 
 
-def lengths(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
-    """Error bars from an interval; never negative, as rounding may put the value just outside."""
+def lengths(
+    value: float, interval: tuple[float, float] | None, limits: tuple[float, float]
+) -> list[list[float]] | None:
+    """Error bars from an interval, as far as the axis goes; never negative, as rounding may put the value just
+    outside."""
     if interval is None:
         return None
-    return [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+    low, high = max(interval[0], limits[0]), min(interval[1], limits[1])
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _place_labels(axes: "Axes", points: Sequence[Point], styles: Mapping[str, Style]) -> None:
