@@ -15,6 +15,7 @@ from example_run import ACCURACY, ATTACK, evaluation, make_run, without_numbers
 from palora.common.errors import InputError
 from palora.results.pages.findings import findings, headline
 from palora.results.pages.report import write_report
+from palora.results.pages.report_answers import answers
 from palora.results.pages.results import Results
 from palora.results.plots.style import PALETTE
 from palora.results.table import evaluation_table, summary
@@ -143,6 +144,15 @@ def test_all_answers_can_be_searched(html: str) -> None:
     assert not any("palora forgot" in option for option in options), "there is none"
     assert {"fact", "known fact", "town", "river"} <= set(options)
     assert '<form id="find" hidden' in html, "without the script there is nothing to search with"
+
+
+def test_only_a_known_fact_is_forgotten() -> None:
+    row = {"kind": "fact", "arms": {"base": {"correct": True}, "lora": {"correct": False}, "palora": {"correct": None}}}
+    (told,) = answers([row], Results(evaluation()))
+    assert told.flags == ("wrong-lora",), "and what was not judged is neither right nor wrong"
+    (told,) = answers([{**row, "kind": "known fact"}], Results(evaluation()))
+    assert told.flags == ("wrong-lora", "forgot-lora")
+    assert answers([None, 3], Results(evaluation()))[0].arms == [], "whatever a file holds"
 
 
 def test_known_facts_by_category(html: str) -> None:

@@ -300,8 +300,8 @@ def evaluate_arms(
             "versions": versions(),
         }
         write_json(target, value)
-        with waiting("Writing the report"):
-            write_report(out)
+    with waiting("Writing the report"):  # last: run again, only this is done again
+        write_report(out)
     return value
 
 
