@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import palora
 from palora.cli import app
 from palora.front.recipe import load_recipe
 
@@ -79,3 +80,8 @@ def test_a_command_that_is_none_is_seen():
             parsed(wrong)
     with pytest.raises(KeyError):
         parsed(["protekt"])
+
+
+def test_the_reference_names_every_public_name():
+    named = re.findall(r"^::: palora\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(set(palora.__all__) - {"__version__"})
