@@ -1,12 +1,15 @@
-"""What README and docs name is there: make targets, Python names, the public API (`test_commands.py`: commands)."""
+"""README and docs: their Python runs, their make targets are there, the reference names everything public."""
 
-import ast
-import importlib
 import re
 
+import pytest
+from datasets import Dataset
 from pages import PAGES, ROOT, blocks, commands
+from trl import SFTConfig
 
 import palora
+from palora.data.facts import write_facts
+from palora.testbed.world import new_facts
 
 
 def test_every_make_target_is_one():
@@ -15,16 +18,35 @@ def test_every_make_target_is_one():
     assert {"demo", "test"} <= asked <= targets
 
 
-def test_every_python_name_is_there():
-    imported = 0
-    for page in PAGES:
-        for text in blocks(page, "python") if page.name != "design.md" else ():  # which shows signatures
-            for node in ast.walk(ast.parse(text)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("palora", "peft"):
-                    module = importlib.import_module(node.module)
-                    assert all(hasattr(module, alias.name) for alias in node.names), (page.name, ast.unparse(node))
-                    imported += len(node.names)
-    assert imported > 5
+# What makes the code of the pages small, and lets it run without a GPU.
+STANDS_FOR = {
+    "meta-llama/Llama-3.1-8B-Instruct": str(ROOT / "palora" / "testbed" / "model"),
+    "gsm8k": "chain",
+    "train_dataset=dataset": "train_dataset=dataset, args=small",
+}
+FACTS = new_facts(2)
+PYTHON = [  # the code of design.md shows signatures
+    (page.name, text) for page in PAGES if page.name != "design.md" for text in blocks(page, "python")
+]
+
+
+@pytest.mark.parametrize(("page", "text"), [pytest.param(*block, id=block[0]) for block in PYTHON])
+def test_the_python_of_a_page_runs(page, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_facts(tmp_path / "facts.jsonl", FACTS)
+    model, tokenizer = palora.load_model(STANDS_FOR["meta-llama/Llama-3.1-8B-Instruct"], device="cpu")
+    keep = palora.Keep([palora.get_skill("chain")], examples=4)
+    palora.protect(model, tokenizer, palora.ProtectSettings(), keep).save("RUN/protection")
+    small = SFTConfig("trainer", max_steps=1, bf16=False, use_cpu=True, report_to="none", save_strategy="no")
+    dataset = Dataset.from_list([{"prompt": fact.question, "completion": fact.answer} for fact in FACTS])
+    for written, meant in STANDS_FOR.items():
+        text = text.replace(written, meant)
+    given = {"model": model, "tokenizer": tokenizer, "dataset": dataset, "questions": ["Who?"], "small": small}
+    exec(compile(text, page, "exec"), given)
+
+
+def test_a_page_has_python():
+    assert {"README.md", "guide.md"} <= {page for page, _ in PYTHON}
 
 
 def test_the_reference_names_every_public_name():
