@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 HOME = "README.md"
-BESIDE = (HOME, "CONTRIBUTING.md", "examples/bare_loop.py")
+BESIDE = (HOME, "CONTRIBUTING.md", "examples/bare_loop.py", "examples/ten_minutes.ipynb")
 LOADED = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
 
 log = logging.getLogger("mkdocs")
