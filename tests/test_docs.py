@@ -15,7 +15,9 @@ from palora.testbed.world import new_facts
 def test_every_make_target_is_one():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     asked = {word for _, words in commands() if words[0] == "make" for word in words[1:] if "=" not in word}
+    listed = set(re.findall(r"(?:^    |; )make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= asked <= targets
+    assert listed == targets - {"setup", "clean"}
 
 
 # What makes the code of the pages small, and lets it run without a GPU.
