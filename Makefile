@@ -46,8 +46,9 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
+# Not --quiet: it hides the warnings from --strict too.
 docs: $(VENV)/.docs  ## the documentation as a site, in site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --strict
 
 bench: setup         ## speed and memory of the core; prints a table
 	$(BIN)/python benchmarks/bench.py
