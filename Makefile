@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo demo-chat test test-pretrained fuzz lint bench clean
+.PHONY: setup demo demo-chat test test-pretrained fuzz lint docs bench clean
 setup: $(VENV)/.installed
 
 # torch first and pinned: an unpinned torch may pull gigabytes of CUDA packages.
@@ -42,8 +42,16 @@ lint: setup          ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+# Not --quiet: it hides the warnings from --strict too.
+docs: $(VENV)/.docs  ## the documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --strict
+
 bench: setup         ## speed and memory of the core; prints a table
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache

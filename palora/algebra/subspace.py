@@ -34,8 +34,13 @@ STATISTICS = "statistics.safetensors"
 
 @dataclass(frozen=True)
 class ProtectedSubspace:
-    """The protected bases of one matrix W (m × n): `input` (n, k_in) and `output` (m, k_out), float32 or None, and
-    `scale` c, 1 but for a soft rule that knows only the leading directions of its inputs."""
+    """The protected bases of one matrix W (m × n).
+
+    Args:
+        input: V (n, k_in), float32; None: no input is protected.
+        output: U (m, k_out), float32; None: no output is.
+        scale: c, 1 but for a soft rule that knows only the leading directions of its inputs.
+    """
 
     input: Tensor | None = None
     output: Tensor | None = None
@@ -86,11 +91,14 @@ class ProtectedSubspace:
 
 @dataclass(frozen=True, repr=False)
 class ProtectedSubspaces(Mapping[str, ProtectedSubspace]):
-    """The protected subspace of every targeted matrix, by module path, and the record of how it was found.
+    """The protected subspace of every targeted matrix, and the record of how it was found: what `protect` returns.
 
-    `record` is what `protection.json` holds: rule, sides, budget, hard, fingerprints, coverage, and for each module
-    its k, the indices of its protected components and their scores. `statistics` are those of everything that is to be
-    kept, beside them: drift is measured on the skills', and the loss of stage 2 weighs all of them.
+    Args:
+        subspaces: by module path.
+        record: what `protection.json` holds: rule, sides, budget, hard, fingerprints, coverage, and for each module
+            its k, the indices of its protected components and their scores.
+        statistics: of the inputs of everything that is to be kept: drift is measured on the skills', and the loss of
+            stage 2 weighs all of them.
     """
 
     subspaces: dict[str, ProtectedSubspace]

@@ -78,7 +78,10 @@ class ProtectSettings(Settings):
     share: float | None = Field(None, description="… as a share of the importance (activation: of the input energy)")
     strength: float | None = Field(None, description="of the soft rule covariance; 1 by default")
     sides: Literal["both", "input", "output"] | None = Field(None, description="both, input or output; by the rule")
-    keep: KeepSettings = Field(default_factory=KeepSettings)  # type: ignore[arg-type]
+    keep: KeepSettings = Field(
+        default_factory=KeepSettings,  # type: ignore[arg-type]
+        description="weights of what the rule looks at",
+    )
 
 
 class InjectSettings(Settings):

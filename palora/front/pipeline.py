@@ -41,11 +41,15 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     """Run every stage of a recipe that is not done yet.
 
     Args:
-        out: the run directory.
+        recipe: what is asked for.
+        out: the run directory. Where it holds a part of the same run, that part is not done again.
 
-    Returns: the content of `evaluation.json`.
+    Returns:
+        The content of `evaluation.json`: what was measured of every arm, under `arms`.
 
-    Raises: InputError before any work where the facts, a skill or `out` are wrong; PaloraError where the run fails.
+    Raises:
+        InputError: the facts, a skill or `out` are wrong. It comes before any work.
+        PaloraError: the run fails (a full disk, a loss that is no longer a number).
     """
     out = Path(out)
     say_threads(chosen_device(recipe.device))

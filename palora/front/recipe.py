@@ -120,7 +120,8 @@ class Plan(Settings):
 
 
 class Recipe(Plan):
-    """A whole run: model, skill and facts in; adapter and report out."""
+    """A whole run: model, skill and facts in; adapter and report out. Made by `load_recipe`, or of keywords:
+    `Recipe(model="M", skills=["gsm8k"], facts="facts.jsonl")`."""
 
     skills: list[str] = Field(
         min_length=1, description="built-in names, name:DIR or JSONL files; the first trains the expert"
@@ -163,11 +164,17 @@ class Recipe(Plan):
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a YAML recipe and apply `key=value` overrides (`inject.r=8`, `arms.svf.protect.k=64`).
+    """Read a YAML recipe.
 
-    Paths of files in the recipe that exist beside it are taken from there.
+    Args:
+        path: the file. Paths of files in it that exist beside it are taken from there.
+        overrides: changes, `key=value`: `["inject.r=8", "arms.svf.protect.k=64"]`.
 
-    Raises: InputError that names the file, the key and the allowed values.
+    Returns:
+        The recipe, checked; every key that it leaves out has its default.
+
+    Raises:
+        InputError: the file cannot be read, or a key or a value is wrong. The line names it, and what may stand there.
     """
     return parse_recipe(read_values(path, overrides), str(path))
 

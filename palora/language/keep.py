@@ -32,7 +32,15 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Keep:
-    """What is to be kept, before a model has read it; at most `examples` rows of each thing."""
+    """What is to be kept, before a model has read it.
+
+    Args:
+        skills: their problems, with solutions.
+        known_facts: questions and answers that the model knows.
+        text: passages; of each the first 512 tokens count.
+        prompts: questions without answers: what the model says to them now is kept.
+        examples: at most so many rows of each thing.
+    """
 
     skills: Sequence[Skill] = ()
     known_facts: Sequence[Fact] = ()

@@ -45,15 +45,17 @@ def load_model(
 
     Args:
         path: a folder with `config.json` and safetensors weights, or a hub name.
-        dtype: "auto" (as stored), "float32" or "bfloat16".
+        dtype: of the weights: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", …; by default the first GPU, or the CPU where there is none.
         revision: a branch, tag or commit of a hub model.
         load: "4bit" (NF4, its own constants quantised too, as QLoRA has it) or "8bit": quantise the weights of the
             linear layers by bitsandbytes.
 
-    Returns: the model in evaluation mode, and the tokenizer with a padding token and left padding.
+    Returns:
+        The model in evaluation mode, and the tokenizer with a padding token and left padding.
 
-    Raises: InputError where there is no such model, no weights, no tokenizer, or it wants to run its own code.
+    Raises:
+        InputError: there is no such model, no weights, no tokenizer, or it wants to run its own code.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

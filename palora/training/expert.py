@@ -69,16 +69,28 @@ def train_expert(
     targets: list[str] | None = None,
     seed: int = 0,
 ) -> Expert:
-    """Train an expert; the model comes back unchanged.
+    """Train the singular value fine-tuning expert of a skill; the model comes back unchanged.
+
+    One scale for each singular component of every targeted matrix is trained, W(z) = U diag(s · z) Vᵀ (Transformer²,
+    arXiv 2501.06252). The best state by validation problems is kept, the untouched model among them.
 
     Args:
+        model: the model, in float32 or bfloat16.
+        tokenizer: its tokenizer, as `load_model` sets it.
         skill: where the problems and their scorer come from.
+        settings: objective, rate, steps.
         work: a folder of its own for the checkpoint and `metrics.jsonl`. The same training called again continues
             from there, or returns at once where it was finished: remove the folder to train afresh.
         model_name: what the record calls the model.
         targets: endings of the targeted matrices, by default the MLP matrices.
+        seed: of the problems of each step, and of the answers that are drawn.
 
-    Raises: InputError for a skill without problems or solutions; PaloraError when the loss is no longer a number.
+    Returns:
+        The scales, and the record of their training.
+
+    Raises:
+        InputError: the skill has no problems, or no solutions where they are needed.
+        PaloraError: the loss is no longer a number.
     """
     train = skill.problems("train", settings.train_size, seed)
     validation = skill.problems("validation", settings.validation_size, seed)

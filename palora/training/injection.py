@@ -83,19 +83,26 @@ def inject(
     beside: Beside = Beside(),
     seed: int = 0,
 ) -> tuple[Any, dict[str, Any]]:
-    """Train an adapter on the facts.
+    """Train an adapter on the facts: LoRA under the constraint, ΔW = (α / r) · P_L B A P_R (PALoRA, arXiv 2605.24549),
+    and what is kept in the loss.
 
     Args:
-        model: the model to teach.
+        model: the model to teach. It is wrapped in place, as PEFT does.
+        tokenizer: its tokenizer, as `load_model` sets it.
+        facts: what is taught; their `teach`, where they have it, in place of question and answer.
+        settings: rank, rate, epochs, and what is added to the loss.
         work: a folder of its own for checkpoints and `metrics.jsonl`. The same training called again continues from
             there: remove the folder to train afresh.
         protection: what the update may not touch; None is plain LoRA.
         beside: what else is given to this training.
+        seed: of the adapter's first values, the order of the facts and dropout.
 
-    Returns: the PEFT model (`save_pretrained` writes a plain LoRA adapter), and the training record.
+    Returns:
+        The PEFT model (`save_pretrained` writes a plain LoRA adapter), and the training record.
 
-    Raises: InputError where a fact is longer than the model's context, or something to keep is missing; PaloraError
-    when the loss is no longer a number.
+    Raises:
+        InputError: a fact is longer than the model's context, or something to keep is missing.
+        PaloraError: the loss is no longer a number.
     """
     from datasets import Dataset
 

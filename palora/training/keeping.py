@@ -41,13 +41,19 @@ def keeping(
     Args:
         trainer: `transformers.Trainer`, or a class of its kind.
         model: a PEFT model with a fresh adapter (`get_peft_model(model, PaloraConfig(…))`), which will be trained.
+        tokenizer: of that model.
         rows: how many the training set has; more of them weigh more against the drift.
-        protection: with the statistics of what is kept, for the drift.
+        protection: with the statistics of what is kept, for the drift: a folder that `palora protect` wrote, or what
+            `protect` returned.
         keep: what distillation holds; without it there is the drift alone.
         settings: drift, replay, distil (by default 1 with `keep`), keep (the weights), kept_batch_size.
         seed: which rows are kept beside which step.
 
-    Raises: InputError where the protection has no statistics, or the model no adapter on what it protects.
+    Returns:
+        A class with the name of `trainer` and its arguments.
+
+    Raises:
+        InputError: the protection has no statistics, or the model no adapter on what it protects.
     """
     settings = settings or InjectSettings.model_validate({})
     if settings.distil is None:

@@ -52,8 +52,17 @@ class PaloraConfig(LoraConfig):
     Example:
         >>> model = get_peft_model(model, PaloraConfig(r=16, lora_alpha=32, protection="run/protection"))
 
-    `target_modules` defaults to the matrices that are protected. Others are refused, unless `unprotected_modules` names
-    them: then they are plain LoRA. Raises InputError for a folder that is no protection.
+    Args:
+        protection: a folder that `palora protect` wrote, or what `protect` returned. Without it this is plain LoRA,
+            which is warned of.
+        unprotected_modules: endings of targeted matrices that are taught without a constraint. Default: none, and a
+            target that is not protected is refused.
+
+    `target_modules` defaults to the matrices that are protected. What changes a layer otherwise than by ΔW is
+    refused: initialisations that change W, DoRA and the like, trained biases.
+
+    Raises:
+        InputError: the folder is no protection, or an option would break the constraint.
     """
 
     protection: Any = field(

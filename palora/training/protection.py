@@ -59,17 +59,24 @@ def protect(
     """Find the protected subspaces of a model; it comes back unchanged.
 
     Args:
-        model: the one that stage 2 will teach.
-        settings: the rule (`algebra/rules.py`), how much, on which sides, and what each kind of things to keep weighs.
+        model: the one that will be taught.
+        tokenizer: its tokenizer, as `load_model` sets it.
+        settings: the rule (`algebra/rules.py` has the source of each), how much, on which sides, and what each kind of
+            things to keep weighs.
         keep: what the input statistics are collected from; without it only component rules work, and there is no
             coverage and no drift.
         facts: the new facts, for their coverage only.
         expert: whose scales the rule reads; `model` is then the expert, or the original that it was made of.
         targets: endings of the targeted matrices (the expert's, if there is one); by default those, or the MLP's.
+        model_name: what the record calls the model.
+        seed: of the rule `random`.
 
-    Returns: the subspaces with their record, and the statistics of everything that is to be kept.
+    Returns:
+        The subspaces with their record, and the statistics of everything that is to be kept. `record["coverage"]` is
+        the share, 0 to 1, of the skill's and of the facts' input energy that they hold.
 
-    Raises: InputError where rule, budget, expert and model do not go together.
+    Raises:
+        InputError: rule, budget, expert and model do not go together.
     """
     budget, sides = check_protection(settings)
     rule = settings.rule

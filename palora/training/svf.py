@@ -83,10 +83,14 @@ def decompose_targets(model: nn.Module, targets: dict[str, nn.Module]) -> dict[s
 
 @dataclass(frozen=True)
 class Expert:
-    """The frozen effective scales of a skill, one vector z_eff (r,) a module path, and the record of their training:
-    `model` and `fingerprints` are of the original model, whose components are scaled; `expert_fingerprints` of the
-    model that they make of it. `singular_values` (s, one vector a module path) are kept for looking at the scales
-    along the spectrum."""
+    """The scales that singular value fine-tuning found for a skill (arXiv 2501.06252), and their record.
+
+    Args:
+        scales: z_eff (r,) of every targeted matrix, by module path; r is the smaller side of the matrix.
+        record: `model` and `fingerprints` are of the original model, whose components are scaled;
+            `expert_fingerprints` of the model that they make of it.
+        singular_values: s (r,), by module path, to look at the scales along the spectrum.
+    """
 
     scales: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
