@@ -32,6 +32,7 @@ from palora.results.inspection import learned
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import read_record
 from palora.training.protection import check_protection
+from palora.training.reporting import loggers
 from palora.training.svf import MODEL
 
 log = logging.getLogger("palora")
@@ -147,6 +148,7 @@ def check(recipe: Recipe, out: Path) -> None:
     chat = bool(tokenizer.chat_template)
     for arm in recipe.trained_arms:
         taught_by(recipe.arm(arm)[1], chat)
+        loggers(recipe.arm(arm)[1].report_to)
     for given in (recipe.facts, recipe.known_facts, recipe.kept_facts):
         if given is not None:
             check_facts(tokenizer, read_facts(given))
