@@ -168,6 +168,12 @@ class EvaluateSettings(Settings):
     batch_size: int = Field(64, ge=1, description="prompts a batch")
     max_answer_tokens: int = Field(32, ge=1, description="length limit of an answer to a fact")
     answers: int = Field(10, ge=0, description="answers of every arm shown side by side in the report")
+    harness: list[str] = Field(
+        default_factory=list, description="tasks of lm-eval that judge every arm too, with commas: gsm8k,arc_easy"
+    )
+    harness_tasks: str | None = Field(None, description="a folder with tasks of your own for it, lm-eval's YAML")
+    harness_limit: int | None = Field(None, ge=1, description="the first so many questions of each; all by default")
+    harness_chat: bool = Field(False, description="ask lm-eval's questions by the model's chat template")
 
 
 class ExportSettings(Settings):

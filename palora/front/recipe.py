@@ -207,6 +207,8 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", *FACTS, "text", "prompts"):
         beside(values, key, path.parent)
+    if isinstance(values.get("evaluate"), dict):
+        beside(values["evaluate"], "harness_tasks", path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             file, sign, scorer = skill.partition("#") if isinstance(skill, str) else ("", "", "")
