@@ -27,7 +27,7 @@ from palora.common.settings import (
     ProtectSettings,
 )
 from palora.common.wording import json_text, one_line, printable
-from palora.front.options import FACTS, SCORER, Option, command, computing, options, plan_of, settings_of
+from palora.front.options import FACTS, PUBLIC, SCORER, Option, command, computing, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def demo(
 @app.command()
 @computing
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, paper, 24gb.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
     answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
@@ -376,11 +376,11 @@ def export(
     expert: Annotated[Path | None, typer.Option("--expert", help="Where the expert is now, if it has moved.")] = None,
     protection: Annotated[Path | None, typer.Option("--protection", help="Likewise, of the protection.")] = None,
     push_to_hub: Push = None,
-    public: Public = False,
     as_json: Json = False,
 ) -> None:
     """Write an adapter as itself, merged into a checkpoint, or (of one that goes on an expert) expert and facts as one
     LoRA for the original model."""
+    public = bool(given.pop(PUBLIC, False))
     settings = settings_of(ExportSettings, given)
     _load_libraries()
     from palora.results.export import Places
@@ -397,7 +397,7 @@ def export(
     _show(found, as_json)
 
 
-app.command()(computing(command(export, list(options(ExportSettings)))))
+app.command()(computing(command(export, [*options(ExportSettings), PUBLIC])))
 
 
 @app.command()
