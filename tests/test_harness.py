@@ -180,6 +180,7 @@ def test_a_template_cannot_leave_its_sandbox(small, tmp_path):
         "include: /tmp/other.yaml",
         "{include: [/tmp/other.yaml]}",
         "include:\n  - ../other.yaml",
+        '{"incl\\u0075de": /tmp/other.yaml}',
     ],
 )
 def test_a_folder_that_would_run_python_is_refused(tmp_path, line):
@@ -192,7 +193,13 @@ def test_plain_tasks_and_what_is_none(tmp_path):
     with pytest.raises(InputError, match="no folder with tasks"):
         check_folder(tmp_path / "none")
     (tmp_path / "a.yaml").write_text('task: a\ninclude: b.yaml\ndoc_to_text: "Hello! {{x}} (why not!?)"\n')
+    with pytest.raises(InputError, match=r"include may only name a task file of the folder, not 'b\.yaml'"):
+        check_folder(tmp_path)
+    (tmp_path / "b.yaml").write_text("task: b\n")
     check_folder(tmp_path)
+    (tmp_path / "b.yaml").write_text("task: [b\n")
+    with pytest.raises(InputError, match=r"b\.yaml: not valid YAML"):
+        check_folder(tmp_path)
 
 
 def test_without_lm_eval_it_is_said(monkeypatch, tmp_path):

@@ -7,14 +7,14 @@ from a folder of tasks or from a data set: Python in the YAML is refused, templa
 """
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from palora.common.errors import InputError
 from palora.common.hashes import hash_file
@@ -25,6 +25,7 @@ from palora.language.prompts import chat_kwargs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PLAIN = "tag:yaml.org,2002:"  # the tags of plain YAML
 RESAMPLED = 1000  # times, for the standard error of what is no mean
 
 
@@ -50,20 +51,39 @@ def check_folder(folder: Path) -> None:
     if not files:
         raise InputError(f"{folder}: no folder with tasks of lm-eval (*.yaml)")
     for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        # The tag may be spelled in full, and percent-encoded; any that is not plain YAML's is refused.
-        if found := re.search(r"(?:^|[\s\[{,:-])(![\w<!%][^\s,\]}]*)|^%TAG", text, re.MULTILINE):
-            raise InputError(
-                f"{file}: it has Python run ({found[0].strip()}), which is not done; write the task without"
-            )
-        for named in re.findall(r"""\binclude["']?\s*:\s*(.*)""", text):
-            if "/" in named or "\\" in named or not named.strip():
-                raise InputError(f"{file}: include may only name a file beside it, not {named.strip()!r}")
+        try:
+            nodes = list(_nodes(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            raise InputError(f"{file}: not valid YAML; lm-eval reads a task of it") from None
+        for node in nodes:
+            if not node.tag.startswith(PLAIN) or "python" in node.tag:
+                raise InputError(f"{file}: it has Python run ({node.tag}), which is not done; write the task without")
+        for key, value in (pair for node in nodes if isinstance(node, yaml.MappingNode) for pair in node.value):
+            for named in _nodes(value) if key.value == "include" else ():
+                # Another place's files are not looked through.
+                if isinstance(named, yaml.ScalarNode) and (file.parent / named.value).resolve() not in files:
+                    raise InputError(f"{file}: include may only name a task file of the folder, not {named.value!r}")
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    """Every node of a YAML text, once."""
+    left, seen = [root], set()
+    while left:
+        node = left.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            left += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
 
 
 def task_files(folder: Path) -> list[Path]:
     """The YAML files in a folder of tasks."""
-    return sorted(file for file in Path(folder).rglob("*") if file.suffix in (".yaml", ".yml") and file.is_file())
+    found = (file for file in Path(folder).rglob("*") if file.suffix in (".yaml", ".yml") or "_yaml" in file.name)
+    return sorted(file.resolve() for file in found if file.is_file())
 
 
 def harness_identity(settings: EvaluateSettings) -> Any:
