@@ -26,7 +26,8 @@ def model_card(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
         else f"rule `{record['rule']}`, {_pairs(record['budget'])}, sides {record['sides']}"
     )
     base, licence = _base(str(record["model"])), licence_of(str(record["model"]))
-    named = {} if _is_folder(str(record["model"])) else {"base_model": base, "base_model_relation": "adapter"}
+    on_hub = not _is_folder(str(record["model"])) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)
+    named = {"base_model": base, "base_model_relation": "adapter"} if on_hub else {}
     head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", **named, **licence}
     head["tags"] = ["lora", "palora", "knowledge-injection"]
     said = one_line(str(licence["license"])) if licence else "not said in its folder"
