@@ -27,7 +27,7 @@ from palora.common.settings import (
     ProtectSettings,
 )
 from palora.common.wording import json_text, one_line, printable
-from palora.front.options import FACTS, SCORER, Option, command, computing, options, plan_of, settings_of
+from palora.front.options import FACTS, PUBLIC, SCORER, Option, command, computing, options, plan_of, settings_of
 from palora.front.recipe import Plan
 
 app = typer.Typer(
@@ -46,6 +46,10 @@ Out = Annotated[Path, typer.Option("--out", resolve_path=True, help="The folder 
 ExpertDir = Annotated[Path | None, typer.Option("--expert", help="An expert folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="paper: the published settings in place of our defaults.")]
+Push = Annotated[
+    str | None, typer.Option("--push-to-hub", metavar="NAME", help="Upload the adapter with its card; private.")
+]
+Public = Annotated[bool, typer.Option("--public", help="Make the repository of --push-to-hub a public one.")]
 CHAT = ("chat_template_kwargs", "system_message")
 MODEL = ("model", "dtype", "load", "device", "seed", *CHAT, "targets")
 KEPT = ("skills", "known_facts", "text", "prompts")
@@ -84,13 +88,15 @@ def demo(
 @app.command()
 @computing
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, paper, 24gb.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
     answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what will be done, in what memory and time, and what fits.")
     ] = False,
+    push_to_hub: Push = None,
+    public: Public = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
@@ -108,7 +114,11 @@ def run(
     from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem
-    _show_run(run_recipe(loaded, out), out, as_json, answers=answers)
+    repository = _repository(push_to_hub, public)
+    evaluation = run_recipe(loaded, out)
+    if repository:
+        _push(out / "adapter", repository, evaluation, public)
+    _show_run(evaluation, out, as_json, answers=answers)
 
 
 def expert(given: Any, out: Out, recipe: Changes = None, preset: Preset = None, as_json: Json = False) -> None:
@@ -183,8 +193,8 @@ def evaluate(
 ) -> None:
     """Measure every arm: facts learned, skill kept. Writes evaluation.json and report.html."""
     plan = plan_of(recipe, given)
-    if not (plan.facts or plan.skills or plan.known_facts):
-        raise InputError("nothing to measure: give --facts, --skill or --known-facts")
+    if not (plan.facts or plan.skills or plan.known_facts or plan.evaluate.harness):
+        raise InputError("nothing to measure: give --facts, --skill, --known-facts or --harness")
     arms: dict[str, Path] = {}
     for named in adapter or []:
         name, equals, folder = named.partition("=")
@@ -365,19 +375,29 @@ def export(
     model: Annotated[str | None, typer.Option("--model", help="Where the model is now, if it has moved.")] = None,
     expert: Annotated[Path | None, typer.Option("--expert", help="Where the expert is now, if it has moved.")] = None,
     protection: Annotated[Path | None, typer.Option("--protection", help="Likewise, of the protection.")] = None,
+    push_to_hub: Push = None,
     as_json: Json = False,
 ) -> None:
     """Write an adapter as itself, merged into a checkpoint, or (of one that goes on an expert) expert and facts as one
     LoRA for the original model."""
+    public = bool(given.pop(PUBLIC, False))
     settings = settings_of(ExportSettings, given)
     _load_libraries()
     from palora.results.export import Places
     from palora.results.export import export as export_adapter
 
-    _show(export_adapter(adapter, kind, out, settings, Places(model, expert, protection)), as_json)
+    if push_to_hub and kind == "merged":
+        raise InputError("--push-to-hub sends adapters; a merged checkpoint is sent by hf upload NAME DIR")
+    repository = _repository(push_to_hub, public)
+    found = export_adapter(adapter, kind, out, settings, Places(model, expert, protection))
+    if repository:
+        from palora.results.hub import run_evaluation
+
+        _push(out, repository, run_evaluation(adapter), public)
+    _show(found, as_json)
 
 
-app.command()(computing(command(export, list(options(ExportSettings)))))
+app.command()(computing(command(export, [*options(ExportSettings), PUBLIC])))
 
 
 @app.command()
@@ -423,6 +443,25 @@ def _show_run(evaluation: dict[str, Any], out: Path, as_json: bool, last: bool =
 
         print(printable(f"Ask it: palora chat {shlex.quote(str(out))}"))
         print(printable(how_to_use(out)))
+
+
+def _repository(name: str | None, public: bool) -> str | None:
+    """The repository that --push-to-hub names, before any work is done. Raises InputError where it cannot be had."""
+    if name is None:
+        if public:
+            raise InputError("--public goes with --push-to-hub NAME")
+        return None
+    from palora.results.hub import check_push
+
+    return check_push(name)
+
+
+def _push(adapter: Path, repository: str, evaluation: dict[str, Any] | None, public: bool) -> None:
+    from palora.results.hub import push
+
+    if not adapter.exists():
+        raise PaloraError(f"nothing was sent: expert and facts are no single adapter here ({adapter} is not there)")
+    print(printable(f"Uploaded: {push(adapter, repository, evaluation, public)}"), file=sys.stderr)
 
 
 def _show_folder(folder: Path, as_json: bool) -> None:

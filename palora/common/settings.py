@@ -10,6 +10,7 @@ BUDGET = ("k", "fraction", "share", "strength")  # of a protection: one of them
 ADDED = ("drift", "replay", "distil")  # to the loss
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bits = Literal["4bit", "8bit"]  # that weights are quantised to when they are loaded
+UNTELLING = {"report_to"}  # settings that change nothing of the result
 # What an arm does without unless it says so: plain LoRA is taught the answers as they are.
 PLAIN: dict[str, Any] = {**dict.fromkeys(ADDED, 0.0), "lose_at_most": None, "targets_by": "bare"}
 
@@ -23,7 +24,8 @@ class Settings(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """For `folders.same_inputs`: every setting, and those that differ from the defaults."""
-        return {"all": self.model_dump(mode="json"), "stated": self.model_dump(mode="json", exclude_defaults=True)}
+        every = self.model_dump(mode="json", exclude=UNTELLING)
+        return {"all": every, "stated": self.model_dump(mode="json", exclude=UNTELLING, exclude_defaults=True)}
 
 
 class ExpertSettings(Settings):
@@ -137,6 +139,10 @@ class InjectSettings(Settings):
     kept_batch_size: int = Field(8, ge=1, description="such rows a step, for replay and distil")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     bf16: bool | None = Field(None, description="bfloat16 autocast while training; by default on a GPU")
+    report_to: str = Field(
+        "none",
+        description="where the curve is also logged: none, tensorboard, wandb or another that transformers knows",
+    )
 
     @field_validator("recall_every")
     @classmethod
@@ -165,6 +171,12 @@ class EvaluateSettings(Settings):
     batch_size: int = Field(64, ge=1, description="prompts a batch")
     max_answer_tokens: int = Field(32, ge=1, description="length limit of an answer to a fact")
     answers: int = Field(10, ge=0, description="answers of every arm shown side by side in the report")
+    harness: list[str] = Field(
+        default_factory=list, description="tasks of lm-eval that judge every arm too, with commas: gsm8k,arc_easy"
+    )
+    harness_tasks: str | None = Field(None, description="a folder with tasks of your own for it, lm-eval's YAML")
+    harness_limit: int | None = Field(None, ge=1, description="the first so many questions of each; all by default")
+    harness_chat: bool = Field(False, description="ask lm-eval's questions by the model's chat template")
 
 
 class ExportSettings(Settings):

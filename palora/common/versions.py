@@ -11,10 +11,11 @@ from pathlib import Path
 from palora import __version__
 
 
-def versions() -> dict[str, str]:
-    """The machine, and the versions of palora, Python and the libraries whose behaviour a result depends on."""
+def versions(*more: str) -> dict[str, str]:
+    """The machine, and the versions of palora, Python and the libraries whose behaviour a result depends on, `more` of
+    them where others had a part in it."""
     found = {"machine": machine(), "python": platform.python_version(), "palora": __version__}
-    for package in ("torch", "transformers", "peft", "trl", "accelerate", "datasets"):
+    for package in ("torch", "transformers", "peft", "trl", "accelerate", "datasets", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -25,6 +25,7 @@ from palora.front.recipe import Plan, describe, merged, read_values
 
 _COLUMNS = "the columns of --facts, where they have other names: question=Frage,answer=Antwort"
 _TEMPLATES = "YAML of relation: question for triples; see palora facts templates"
+_PUBLIC = "make the repository of --push-to-hub a public one"
 _SCORER = "what marks the answers of a --skill of your own that names none: number, choice, contains, exact or math"
 
 
@@ -72,6 +73,7 @@ FACTS = [
     Option("--columns", "facts.columns", FieldInfo(annotation=str | None, default=None, description=_COLUMNS)),
     Option("--templates", "facts.templates", FieldInfo(annotation=str | None, default=None, description=_TEMPLATES)),
 ]
+PUBLIC = Option("--public", "public", FieldInfo(annotation=bool, default=False, description=_PUBLIC))
 SCORER = Option("--scorer", "scorer", FieldInfo(annotation=str | None, default=None, description=_SCORER))
 
 

@@ -28,10 +28,13 @@ from palora.language.models import check_source, chosen_device, load_tokenizer
 from palora.language.prompts import check_facts, set_chat
 from palora.language.words import same_words, taught_by
 from palora.results.export import combine_if_it_fits
+from palora.results.harness import check_harness
 from palora.results.inspection import learned
+from palora.results.model_card import model_card
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import read_record
 from palora.training.protection import check_protection
+from palora.training.reporting import loggers
 from palora.training.svf import MODEL
 
 log = logging.getLogger("palora")
@@ -110,6 +113,9 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
         models.drop()
         with waiting("Joining expert and facts in one adapter"):
             combine_if_it_fits(adapters["palora"], out / "adapter", expert)
+    for folder in {*adapters.values(), out / "adapter"}:
+        if (folder / ADAPTER).exists():  # the card, now that it is known what was learned and lost
+            atomic_write_text(folder / "README.md", model_card(read_record(folder), result))
     return result
 
 
@@ -143,6 +149,7 @@ def check(recipe: Recipe, out: Path) -> None:
             raise InputError(
                 f"{where}: the rule {rule.rule} reads an expert's scales: give the recipe an `expert:` section"
             )
+    check_harness(recipe.evaluate)
     if recipe.expert:
         stages.check_expert(recipe)
     check_source(recipe.model, recipe.dtype, recipe.device)
@@ -151,6 +158,7 @@ def check(recipe: Recipe, out: Path) -> None:
     chat = bool(tokenizer.chat_template)
     for arm in recipe.trained_arms:
         taught_by(recipe.arm(arm)[1], chat)
+        loggers(recipe.arm(arm)[1].report_to)
     for given in (recipe.facts, recipe.known_facts, recipe.kept_facts):
         if given is not None:
             check_facts(tokenizer, read_facts(given))

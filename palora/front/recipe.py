@@ -182,15 +182,26 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def read_values(path: str | Path | None, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """The plain values of a YAML recipe (none: no values), with its overrides and the paths of its files resolved.
 
+    A bare name that is no file is a recipe that comes with palora: default, paper, 24gb.
+
     `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key
     (`null` takes one back), everything else is replaced.
 
     Raises: InputError.
     """
-    values = _read(Path(path), ()) if path is not None else {}
+    values = _read(_shipped(Path(path)), ()) if path is not None else {}
     for override in overrides or []:
         _override(values, override)
     return values
+
+
+def _shipped(path: Path) -> Path:
+    """The recipe that comes with palora, where a bare name (`default`) is no file here: of the package, or of the
+    source tree."""
+    here = Path(__file__).parent
+    folders = () if path.exists() or path.suffix or path.parent != Path() else (here, here.parents[1])
+    found = [file for folder in folders if (file := folder / "recipes" / f"{path}.yaml").is_file()]
+    return found[0] if found else path
 
 
 def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
@@ -202,7 +213,7 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe") from None
+        raise InputError(f"{path}: no such recipe; with palora come default, paper and 24gb") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     except OSError as error:
@@ -214,6 +225,8 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: a recipe is a YAML mapping (model: …, skills: …, facts: …)")
     for key in ("model", *FACTS, "text", "prompts"):
         beside(values, key, path.parent)
+    if isinstance(values.get("evaluate"), dict):
+        beside(values["evaluate"], "harness_tasks", path.parent)
     for key in ("skills", "keep_skills"):
         for index, skill in enumerate(values[key] if isinstance(values.get(key), list) else ()):
             file, sign, scorer = skill.partition("#") if isinstance(skill, str) else ("", "", "")

@@ -49,6 +49,7 @@ from palora.language.words import WRITTEN, own_words, said, taught_by, told
 from palora.results.answers import FILE as ANSWERS
 from palora.results.answers import write_answers
 from palora.results.evaluation import Base, Questions, evaluate
+from palora.results.harness import check_harness, harness_identity
 from palora.results.model_card import model_card
 from palora.results.pages.report import write_report
 from palora.results.updates import MARKER as ADAPTER
@@ -242,6 +243,7 @@ def evaluate_arms(
             taken = "that is the name of an arm without one" if name in ("base", "expert") else "use letters and digits"
             raise InputError(f"{name!r} cannot be the name of the adapter {folder}: {taken}")
     settings, sources = plan.evaluate, get_skills(plan.skills)
+    check_harness(settings)
     new = sample(read_facts(plan.facts), settings.facts) if plan.facts else []
     known = sample(_known(plan, plan.known_facts), settings.facts)
     inputs = inputs_of(
@@ -255,6 +257,7 @@ def evaluate_arms(
         marking=MARKING,
         skills=[skill_identity(s) for s in plan.skills],
         adapters={n: [identity(f), hash_value(records[n].get("update"))] for n, f in adapters.items()},
+        **({"harness": harness_identity(settings)} if settings.harness else {}),
     )
     target = out / "evaluation.json"
     check_writable(out)
@@ -297,7 +300,7 @@ def evaluate_arms(
             "expert": {"skill": loaded.record.get("skill"), "taught": on_expert} if loaded else None,
             "command": command(),
             "inputs": inputs,
-            "versions": versions(),
+            "versions": versions(*["lm-eval"] * bool(settings.harness)),
         }
         write_json(target, value)
     with waiting("Writing the report"):  # last: run again, only this is done again

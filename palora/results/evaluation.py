@@ -9,6 +9,7 @@
     locality           share of the known facts (untouched by training) that are answered right
     words              words an answer to a skill's problems, where the model writes its answers
     retention          an arm's accuracy on a skill over the expert's (vs_expert) or the base's (vs_base)
+    harness            lm-eval's own figures of the tasks that it was asked for (`harness.py`): an outside judge
 
 Intervals are Wilson's 95%. Arms: `base`, `expert`, and every trained adapter (`lora` is the control, `palora` ours).
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft import PeftModel
 
@@ -29,6 +30,7 @@ from palora.data.marking import matches
 from palora.data.skills import Problem, Skill
 from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve
 from palora.results.answers import drawn, side_by_side
+from palora.results.harness import judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +54,13 @@ class Base:
     adapters: Mapping[str, Path]
 
 
+class Said(NamedTuple):
+    """The answers of one arm by kind, and what lm-eval found of it."""
+
+    answers: dict[str, list[Answer]]
+    harness: dict[str, Any]
+
+
 def evaluate(
     bases: Sequence[Base],
     questions: Questions,
@@ -73,25 +82,32 @@ def evaluate(
     `answers.jsonl`, of which `answers` are some.
     """
     marked: dict[str, dict[str, list[Answer]]] = {}
+    judged: dict[str, dict[str, Any]] = {}
 
-    def adapted(base: Base, folder: Path, arm: str) -> dict[str, list[Answer]]:
+    def heard(model: Any, tokenizer: Any, arm: str) -> Said:
+        answers = _ask(model, tokenizer, questions, settings, arm)
+        return Said(answers, judge(model, tokenizer, settings, arm) if settings.harness else {})
+
+    def adapted(base: Base, folder: Path, arm: str) -> Said:
         model, tokenizer = base.load()
         tuned = PeftModel.from_pretrained(model, str(folder)).eval()
         try:
-            return _ask(tuned, tokenizer, questions, settings, arm)
+            return heard(tuned, tokenizer, arm)
         finally:
             tuned.unload()
 
-    def itself(base: Base) -> dict[str, list[Answer]]:
-        model, tokenizer = base.load()
-        return _ask(model, tokenizer, questions, settings, base.arm)
+    def itself(base: Base) -> Said:
+        return heard(*base.load(), base.arm)
 
     for base in bases:
-        marked[base.arm] = _resumable(work, base.arm, identity, partial(itself, base))
+        marked[base.arm], judged[base.arm] = _resumable(work, base.arm, identity, partial(itself, base))
         for arm, folder in base.adapters.items():
-            marked[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
+            marked[arm], judged[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
     arms = ["base", "expert", *(order or [arm for base in bases for arm in base.adapters])]
-    results = {name: _summary(marked[name], questions.facts) if name in marked else None for name in arms}
+    results: dict[str, Any] = dict.fromkeys(arms)
+    for name in marked:
+        own = {"harness": judged[name]} if settings.harness else {}
+        results[name] = {**_summary(marked[name], questions.facts), **own}
     asked = side_by_side({n: marked[n] for n in arms if n in marked}, questions.facts, questions.known_facts)
     return {
         "arms": results,
@@ -133,18 +149,18 @@ def _ask(
     return answers
 
 
-def _resumable(
-    work: Path | None, arm: str, identity: str, compute: Callable[[], dict[str, list[Answer]]]
-) -> dict[str, list[Answer]]:
-    """The arm's answers, from `work` if this very evaluation wrote them there before."""
+def _resumable(work: Path | None, arm: str, identity: str, compute: Callable[[], Said]) -> Said:
+    """What an arm said, from `work` if this very evaluation wrote it there before."""
     if work is None:
         return compute()
     path = work / f"{arm}.json"
     if path.exists() and (stored := read_json(path))["identity"] == identity:
-        return {kind: [Answer(**a) for a in answers] for kind, answers in stored["answers"].items()}
-    answers = compute()
-    write_json(path, {"identity": identity, "answers": {k: [asdict(a) for a in v] for k, v in answers.items()}})
-    return answers
+        answers = {kind: [Answer(**a) for a in answers] for kind, answers in stored["answers"].items()}
+        return Said(answers, stored.get("harness", {}))
+    said = compute()
+    told = {kind: [asdict(a) for a in given] for kind, given in said.answers.items()}
+    write_json(path, {"identity": identity, "answers": told, "harness": said.harness})
+    return said
 
 
 def _summary(answers: Mapping[str, Sequence[Answer]], asked: Sequence[Fact]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ combined   of an adapter that was trained on an expert: one plain LoRA adapter o
            takes to lose no more than a limit
 """
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +36,18 @@ from palora.common.settings import ExportSettings
 from palora.language.generation import write_ends
 from palora.language.models import known_targets, load_model, save_model, whole_path
 from palora.language.targets import find_targets, target_endings, weight
-from palora.results.model_card import model_card
+from palora.results.hub import run_evaluation
+from palora.results.model_card import VLLM_RANKS, model_card, vllm_rank
+from palora.results.model_card import rank as rank_of
 from palora.results.updates import MARKER, Adapter, measure_update, read_record
 from palora.training.svf import MARKER as EXPERT
 from palora.training.svf import MODEL, Expert, components
 
+log = logging.getLogger("palora")
+
 FORMATS = ("adapter", "merged", "combined")
 LOST = ExportSettings.model_fields["max_lost"].default
-MAX_RANK = 512  # what inference servers take
+MAX_RANK = VLLM_RANKS[-1]
 
 
 class Places(NamedTuple):
@@ -143,9 +148,20 @@ def _copy(adapter: Path, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     with new_folder(out, MARKER) as staging:
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(adapter / file, staging / file)
-        (staging / "README.md").write_text(model_card(record), encoding="utf-8")
+        (staging / "README.md").write_text(model_card(record, run_evaluation(adapter)), encoding="utf-8")
         seal(staging, MARKER, record)
-    return {"kind": "adapter", "out": str(out), "model": record["model"], "leak": record["update"]["leak"]}
+    result = {"kind": "adapter", "out": str(out), "model": record["model"], "leak": record["update"]["leak"]}
+    return {**result, "r": (r := rank_of(record)), "vllm": served(r)}
+
+
+def served(r: int | None) -> str | None:
+    """With which flag vLLM serves an adapter of rank r; that none does is warned of."""
+    if r is None:
+        return None
+    if (most := vllm_rank(r)) is None:
+        log.warning("rank %d is over what vLLM serves (--max-lora-rank %d at most): export it --as merged", r, MAX_RANK)
+        return None
+    return f"--max-lora-rank {most}"
 
 
 @torch.no_grad()
@@ -230,6 +246,7 @@ def _combine(
         tensors[f"base_model.model.{path}.lora_B.weight"] = torch.cat([d.U[:, kept] * change[kept], B], dim=1)
     most = max(lost.values())
     result = {"kind": "combined", "out": str(out), "r": rank + k, "k": k, "lost": most}
+    result["vllm"] = served(rank + k)
     result["layers"] = {path: {"lost": share} for path, share in lost.items()}
     if most > max_lost:
         raise PaloraError(

@@ -32,7 +32,33 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
             left = "" if kept is None or name == results.reference(skill) else f" ({percent(kept)} left)"
             cells.append(percent(arm["skills"][skill]["accuracy"]) + left)
         table.add_row(name, *cells, style="bold" if name == "palora" else None)
-    Console(width=None if Console().is_terminal else 100).print(table)
+    console = Console(width=None if Console().is_terminal else 100)
+    console.print(table)
+    if any(arm.get("harness") for arm in arms.values()):
+        console.print(_harness_table(arms))
+
+
+def _harness_table(arms: Mapping[str, Any]) -> Any:
+    """What lm-eval found, a row for each of its figures."""
+    from rich.table import Table
+
+    table = Table(title="What lm-eval finds", title_justify="left")
+    table.add_column("task")
+    for name in arms:
+        table.add_column(name, justify="right")
+    rows = {
+        (task, metric): None
+        for arm in arms.values()
+        for task, own in arm["harness"].items()
+        for metric in own["metrics"]
+    }
+    for task, metric in rows:
+        found = [arm["harness"].get(task, {}).get("metrics", {}).get(metric, {}) for arm in arms.values()]
+        cells = [
+            number(own.get("value")) + (f" ± {number(own['stderr'])}" if own.get("stderr") else "") for own in found
+        ]
+        table.add_row(one_line(f"{task}: {metric}"), *cells)
+    return table
 
 
 def summary(evaluation: Mapping[str, Any]) -> str | None:

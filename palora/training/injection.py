@@ -34,6 +34,7 @@ from palora.language.targets import find_targets, taught
 from palora.language.words import TOLD
 from palora.training.keeping import loss_terms, with_terms
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
+from palora.training.reporting import TENSORBOARD, close, loggers, place, reporter
 from palora.training.terms import Drift
 from palora.training.watching import CHECKPOINT, Allowance, ExactResume, OnRecall, Watch, diverged
 
@@ -132,7 +133,9 @@ def inject(
     watch = Watch(tokenizer, facts, settings, log, steps_per_epoch, beside.on_recall, measured, allowance)
     if allowance:
         allowance.resume(work / "metrics.jsonl", resume_step)
+    reported = loggers(settings.report_to)
     kind, arguments = _trainer(model, tokenizer, settings, work, seed, steps_per_epoch)
+    arguments.report_to, arguments.run_name = reported, beside.arm
     if _learned(work, resume_step, settings):
         arguments.num_train_epochs = resume_step // steps_per_epoch  # it had stopped there: do not go on
 
@@ -144,9 +147,13 @@ def inject(
         callbacks=[watch, ExactResume(log)],
     )
     trainer.remove_callback(PrinterCallback)  # the watch writes the curve
+    if reported:
+        place(trainer, work.parent / TENSORBOARD / beside.arm)
+        watch.report = reporter(trainer)
     bar = progress_bar(f"Teaching the facts ({beside.arm})", settings.epochs * steps_per_epoch, resume_step)
     with clear_errors(work / "checkpoints"), bar as watch.advance:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    close(reported)
     if not all(factor.isfinite().all() for factor in trained_parameters(tuned).values()):  # after the last log
         raise diverged("an update", trainer.state.global_step, settings)
     curve = read_metrics(work / "metrics.jsonl")
@@ -283,7 +290,7 @@ def _identity(
     things = beside.statistics.things if beside.statistics else ()
     kept = [[thing.kind, thing.name, sum(_sum(own.factor) or 0 for own in thing.of.values())] for thing in things]
     shown = [[weight, thing.kind, thing.name, len(thing.examples)] for weight, thing in beside.rows]
-    how = [settings.model_dump(exclude_defaults=True), settings.paraphrases, beside.adapt.__name__, *more]
+    how = [settings.identity()["stated"], settings.paraphrases, beside.adapt.__name__, *more]
     return hash_value([how, [asdict(fact) for fact in facts], prints, sums, kept, shown])
 
 

@@ -91,15 +91,32 @@ def loss_terms(
 
 
 def with_terms(trainer: Kind, terms: Sequence[Term]) -> Kind:
-    """A trainer class like `trainer`, with `terms` added to its loss while it trains."""
+    """A trainer class like `trainer`, with `terms` added to its loss while it trains, and told apart where it is
+    logged."""
 
     class Keeping(trainer):  # type: ignore[misc, valid-type]
+        _seen: list[list[Any]]  # what every term added since the last log
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._seen = []
+            super().__init__(*args, **kwargs)
+
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             found = super().compute_loss(model, inputs, *args, **kwargs)
             if not (terms and model.training):
                 return found
-            added = sum(term(model, self.state.global_step) for term in terms) / self._parts(kwargs)
+            each = [term(model, self.state.global_step) for term in terms]
+            self._seen.append([value.detach() for value in each])
+            added = sum(each) / self._parts(kwargs)
             return (found[0] + added, *found[1:]) if isinstance(found, tuple) else found + added
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            if "loss" in logs and self._seen:
+                means = [float(sum(values)) / len(values) for values in zip(*self._seen, strict=True)]
+                parts = {f"loss_{type(term).__name__.lower()}": value for term, value in zip(terms, means, strict=True)}
+                logs |= {"loss_facts": logs["loss"] - sum(means), **parts}
+                self._seen.clear()
+            super().log(logs, *args, **kwargs)
 
         def _parts(self, given: Mapping[str, Any]) -> int:
             """How many losses are summed, not averaged, to that of a step: each then brings its part of the terms.

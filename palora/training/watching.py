@@ -59,6 +59,7 @@ class Watch(TrainerCallback):
         self.steps_per_epoch, self.on_recall = steps_per_epoch, on_recall
         self.measured, self.allowance = measured, allowance
         self.advance: Callable[[int], None] = lambda steps: None
+        self.report: Callable[[Mapping[str, Any]], None] = lambda row: None
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         # Not at the end of the epoch, after the step's checkpoint: a checkpoint stands for a check that is done.
@@ -68,6 +69,7 @@ class Watch(TrainerCallback):
             drifts = self.measured.by_matrix(model)
             row = {"drift": sum(drifts.values()) / len(drifts), "drift_by_matrix": drifts}
             self.log.write(step, epoch=step // self.steps_per_epoch, **row)
+            self.report(row)
         if self._due(step):
             control.should_training_stop |= self._measure(model, step)
 
@@ -96,6 +98,7 @@ class Watch(TrainerCallback):
         if self.allowance is not None:
             row |= self.allowance.check(model, recall, epoch)
         self.log.write(step, epoch=epoch, **row)
+        self.report(row)
         if self.on_recall is not None:
             self.on_recall(model, recall, epoch)
         model.train()

@@ -72,6 +72,12 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     others |= {"old answers said, paraphrases": "old_answer_paraphrased", "locality": "locality"}
     learned = [row(name, partial(measured, key)) for name, key in others.items()]
     groups.append(("facts" + (f" ({told})" if told else ""), [recall, *learned]))
+    judged = []
+    for task, metric, n, version in results.harness:
+        told = f"{metric} of lm-eval's task {task}, version {version}" + (f", {n} questions" if n else "")
+        found = [results.judged(arm, task, metric) for arm in results.arms]
+        judged.append(Row(f"{task}: {metric}", [_judged(own) for own in found], told))
+    groups.append(("judged by lm-eval", judged))
     update = [
         row("taught", lambda arm: Cell(", ".join(f"{n} {how}" for how, n in results.taught(arm).items()) or "–")),
         row("rule", lambda arm: Cell(str(results.update(arm, "rule") or "–"))),
@@ -85,3 +91,13 @@ def table(results: Results) -> list[tuple[str, list[Row]]]:
     groups.append(("the update", update))
     measured_rows = ((head, [row for row in rows if any(c.text != "–" for c in row.cells)]) for head, rows in groups)
     return [(heading, rows) for heading, rows in measured_rows if rows]
+
+
+def _judged(own: dict[str, Any]) -> Cell:
+    """A figure of lm-eval with its standard error: a share where it can be one."""
+    value, error = finite(own.get("value")), finite(own.get("stderr"))
+    if value is None:
+        return Cell()
+    if not 0 <= value <= 1:
+        return Cell(significant(value), "" if error is None else f"± {significant(error)}")
+    return Cell(percent(value), "" if error is None else f"± {100 * error:.1f}", value)

@@ -103,6 +103,22 @@ class Results:
         own, before = interval(self._arms.get(arm, {}).get("locality_ci95")), self.measure("base", "locality")
         return None if own is None or not before else (own[0] / before, own[1] / before)
 
+    def judged(self, arm: str, task: str, metric: str) -> dict[str, Any]:
+        """What lm-eval found: value and stderr of a metric of one of its tasks."""
+        own = mapping(mapping(mapping(self._arms.get(arm)).get("harness")).get(task))
+        return mapping(mapping(own.get("metrics")).get(metric))
+
+    @property
+    def harness(self) -> list[tuple[str, str, Any, Any]]:
+        """Every metric of lm-eval's tasks, in its order: (task, metric, questions, the task's version)."""
+        found: dict[tuple[str, str], tuple[str, str, Any, Any]] = {}
+        for values in self._arms.values():
+            for task, own in mapping(values.get("harness")).items():
+                for metric in mapping(mapping(own).get("metrics")):
+                    told = (task, metric, mapping(own).get("n"), mapping(own).get("version"))
+                    found.setdefault((task, metric), told)
+        return list(found.values())
+
     def update(self, arm: str, name: str) -> Any:
         """rule, leak, drift, norm, relative_norm or parameters of a trained arm."""
         return mapping(self._update.get(arm)).get(name)
