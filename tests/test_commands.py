@@ -16,7 +16,7 @@ from palora.data.facts import write_facts
 from palora.front.recipe import load_recipe
 from palora.testbed.world import known_facts, new_facts
 
-# What stands for the names that the pages use. Folders (RUN, E, DIR, …) are made under these very names.
+# What stands for the names that the pages use. Folders (RUN, E, OUT, …) are made under these very names.
 NAMES = {
     "M": "model",
     "model=meta-llama/Llama-3.1-8B-Instruct": "model=model",
@@ -51,7 +51,7 @@ methods:
 """
 # How a command is run, by what it begins with (the longest counts): what stands for more of its names, what is added.
 HOW: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "palora run recipes/default.yaml": ({}, RECIPE),
+    "palora run default": ({}, RECIPE),
     "palora run RECIPE --dry-run": ({"RECIPE": "recipes/default.yaml"}, ("model=model", *RECIPE)),
     "palora ask": ({"RUN": "runs/mine"}, ("--max-new-tokens", "4")),
     "palora chat": ({"RUN": "runs/mine"}, ("--max-new-tokens", "4")),
@@ -80,7 +80,11 @@ WHY_NOT = {
     "palora spectrum --model palora/testbed/model": "reads the run of `palora demo`",
     "palora protect --model QWEN": "needs a pretrained model and its data",
     "vllm serve": "needs a GPU",
-    "lm_eval": "needs the hub",
+    "palora run default model=meta-llama/Llama-3.1-8B-Instruct facts=facts.jsonl --push-to-hub": "the Hub: test_hub.py",
+    "palora export --adapter RUN/adapter --out LORA --push-to-hub": "the Hub: test_hub.py",
+    "python LLAMA/": "needs a checkout of llama.cpp",
+    "llama-server": "is llama.cpp's",
+    "printf": "needs Ollama",
 }
 COMMANDS = list(commands())
 
@@ -117,7 +121,8 @@ def parsed(words):
 def test_every_command_is_one(words):
     name, context = parsed(typed(words)[1:])
     if name == "run":
-        assert load_recipe(ROOT / context.params["recipe"], context.params["overrides"])
+        recipe = context.params["recipe"]
+        assert load_recipe(ROOT / recipe if recipe.suffix else recipe, context.params["overrides"])
 
 
 def test_a_command_that_is_none_is_seen():
