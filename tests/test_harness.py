@@ -18,22 +18,19 @@ from palora.results.harness import check_folder, check_harness, figures, judge
 SMALL = Path(__file__).parents[1] / "palora" / "testbed" / "model"
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
-CHOOSING = """task: {name}
+TASK = """task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
 test_split: test
-output_type: multiple_choice
+"""
+CHOOSING = """output_type: multiple_choice
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: label
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 metadata: {{version: 1.5}}
 """
-ANSWERING = """task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: generate_until
+ANSWERING = """output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: answer
 generation_kwargs: {{until: ["\\n"], do_sample: false, max_gen_toks: 48}}
@@ -50,7 +47,7 @@ def write_task(folder, name, form, rows):
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / f"{name}.yaml").write_text(form.format(name=name, file=json.dumps(str(file))))
+    (folder / f"{name}.yaml").write_text((TASK + form).format(name=name, file=json.dumps(str(file))))
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,9 @@ def at_recall(run: Mapping[str, Any], milestone: float, value: Callable[[Moment]
 def late(result: Mapping[str, Any], load: str) -> list[float]:
     """The recalls of runs that were not measured before they passed the choosing milestone: these are not matched."""
     at = result["comparison"]["choose_at"]
-    runs = [run for run in _chosen(result, load) if mark(at) in run["moments"]]
-    return [
-        run["moments"][mark(at)]["recall"]
-        for run in runs
-        if run["moments"][mark(at)]["recall"] > at and all(m["recall"] >= at for m in run["moments"].values())
-    ]
+    runs = [run["moments"] for run in _chosen(result, load) if mark(at) in run["moments"]]
+    unmatched = [moments for moments in runs if all(moment["recall"] >= at for moment in moments.values())]
+    return [recall for moments in unmatched if (recall := moments[mark(at)]["recall"]) > at]
 
 
 def kept_points(result: Mapping[str, Any], load: str) -> list[Point]:

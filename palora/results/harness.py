@@ -88,8 +88,6 @@ def task_files(folder: Path) -> list[Path]:
 
 def harness_identity(settings: EvaluateSettings) -> Any:
     """What tells what lm-eval is asked from other things: its version, and the files of the tasks."""
-    if not settings.harness:
-        return None
     own = Path(settings.harness_tasks) if settings.harness_tasks else None
     files = [file for file in sorted(own.rglob("*")) if file.is_file()] if own else []
     return [version("lm-eval"), [[file.name, hash_file(file)] for file in files]]

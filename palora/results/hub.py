@@ -15,7 +15,7 @@ from palora.common.errors import InputError, PaloraError
 from palora.common.files import read_json, write_json
 from palora.common.folders import check_unchanged, seal
 from palora.common.progress import waiting
-from palora.results.model_card import model_card
+from palora.results.model_card import model_card, public_name
 from palora.results.updates import MARKER, read_record
 
 log = logging.getLogger("palora")
@@ -45,8 +45,9 @@ def check_push(name: str) -> str:
     except LocalTokenNotFoundError:
         raise InputError("--push-to-hub needs a token of the Hub: hf auth login, or HF_TOKEN") from None
     except Exception as error:  # of the network or a wrong token, of no common type
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"--push-to-hub: the Hub does not let us in ({reason}); check token and network") from None
+        raise InputError(
+            f"--push-to-hub: the Hub does not let us in ({_reason(error)}); check token and network"
+        ) from None
     own = user["name"]
     owner, _, rest = name.rpartition("/")
     if owner and owner not in (own, *(group["name"] for group in user.get("orgs") or [])):
@@ -87,9 +88,8 @@ def push(adapter: Path, repository: str, evaluation: Mapping[str, Any] | None = 
                     commit_message="LoRA adapter by palora",
                 )
         except Exception as error:  # of the network, of no common type
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise PaloraError(
-                f"the upload to {repository} failed ({reason}); the adapter is in {adapter}: palora export "
+                f"the upload to {repository} failed ({_reason(error)}); the adapter is in {adapter}: palora export "
                 f"--adapter {adapter} --out DIR --push-to-hub {repository} tries again"
             ) from None
     return str(getattr(done, "commit_url", done))
@@ -108,15 +108,15 @@ def _gather(adapter: Path, folder: Path, record: Mapping[str, Any], evaluation: 
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes((adapter / weights.name).read_bytes())
     config = read_json(adapter / "adapter_config.json")
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": _short(record["model"])})
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": public_name(record["model"])})
     (folder / "README.md").write_text(model_card(record, evaluation), encoding="utf-8")
     shown = {key: value for key, value in record.items() if key not in ("inputs", "files")}
-    shown |= {key: _short(record[key]) for key in ("model", "protection") if record.get(key)}
+    shown |= {key: public_name(record[key]) for key in ("model", "protection") if record.get(key)}
     if "combined" in shown:
         shown["combined"] = {key: value for key, value in shown["combined"].items() if key != "out"}
     seal(folder, MARKER, shown)
 
 
-def _short(place: str) -> str:
-    """A path's last part; a name on the hub as it is."""
-    return Path(place).name if Path(place).is_absolute() else place
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 from palora.common.plain_yaml import YamlProblem, dump_yaml, parse_yaml
 from palora.common.wording import markdown, one_line
+from palora.results.pages.results import Results
 
 FACTS = {"recall": "facts learned", "paraphrase_recall": "in other words", "locality": "known facts"}
 LICENCE = ("license", "license_name", "license_link")  # of a model card's head
@@ -25,7 +26,7 @@ def model_card(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
         if record["rule"] == "none"
         else f"rule `{record['rule']}`, {_pairs(record['budget'])}, sides {record['sides']}"
     )
-    base, licence = _base(str(record["model"])), licence_of(str(record["model"]))
+    base, licence = public_name(str(record["model"])), licence_of(str(record["model"]))
     on_hub = not _is_folder(str(record["model"])) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)
     named = {"base_model": base, "base_model_relation": "adapter"} if on_hub else {}
     head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", **named, **licence}
@@ -71,22 +72,20 @@ def licence_of(model: str) -> dict[str, str]:
 
 def _measured(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     """The tables of what was learned and lost, of the base, this adapter and its control."""
-    arms = {name: own for name, own in ((evaluation or {}).get("arms") or {}).items() if own is not None}
-    if record.get("arm") not in arms:
+    results, arm = Results(evaluation) if evaluation else None, str(record.get("arm"))
+    if results is None or arm not in results.arms:
         return (
             "What was learned and what was lost is in the `evaluation.json` and `report.html` of the run\n"
             "that made it.\n\n"
         )
-    shown = [name for name in ("base", "expert", "lora") if name in arms and name != record["arm"]] + [record["arm"]]
-    rows = [(label, [arms[name].get(key) for name in shown]) for key, label in FACTS.items()]
-    skills = arms[record["arm"]].get("skills") or {}
-    for skill, own in skills.items():
-        values = [((arms[name].get("skills") or {}).get(skill) or {}).get("accuracy") for name in shown]
-        rows.append((f"skill {skill} ({own['n']} problems)", values))
-    for task, own in (arms[record["arm"]].get("harness") or {}).items():
-        for metric in own["metrics"]:
-            told = [((arms[name].get("harness") or {}).get(task) or {}).get("metrics") or {} for name in shown]
-            rows.append((f"lm-eval {task}: {metric}", [(values.get(metric) or {}).get("value") for values in told]))
+    shown = [*(name for name in ("base", "expert", "lora") if name in results.arms and name != arm), arm]
+    rows = [(label, [results.measure(name, key) for name in shown]) for key, label in FACTS.items()]
+    for skill in results.skills:
+        values = [results.accuracy(name, skill) for name in shown]
+        rows.append((f"skill {skill} ({results.problems(skill)} problems)", values))
+    for task, metric, *_ in results.harness:
+        values = [results.judged(name, task, metric).get("value") for name in shown]
+        rows.append((f"lm-eval {task}: {metric}", values))
     lines = [
         "## What was learned, and what was lost",
         "",
@@ -98,8 +97,8 @@ def _measured(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -
             if any(value is not None for value in values)
         ),
     ]
-    n, known = arms[record["arm"]].get("n_facts"), arms[record["arm"]].get("n_known")
-    return "\n".join([*lines, "", f"{n or 0} new facts, {known or 0} known facts that were not trained on.", "", ""])
+    n, known = (int(results.measure(arm, key) or 0) for key in ("n_facts", "n_known"))
+    return "\n".join([*lines, "", f"{n} new facts, {known} known facts that were not trained on.", "", ""])
 
 
 def _loading(record: Mapping[str, Any], base: str) -> str:
@@ -149,7 +148,7 @@ def _is_folder(model: str) -> bool:
     return Path(model).is_absolute() or Path(model).is_dir()
 
 
-def _base(model: str) -> str:
+def public_name(model: str) -> str:
     """A model's name on the Hub, or the name of its folder: where that lies is nobody else's."""
     return Path(model).name if _is_folder(model) else model
 

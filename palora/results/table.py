@@ -1,9 +1,14 @@
 """Results as tables on the terminal, and what stands in their cells."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palora.common.wording import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from palora.results.pages.results import Results
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> None:
@@ -34,26 +39,20 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
         table.add_row(name, *cells, style="bold" if name == "palora" else None)
     console = Console(width=None if Console().is_terminal else 100)
     console.print(table)
-    if any(arm.get("harness") for arm in arms.values()):
-        console.print(_harness_table(arms))
+    if results.harness:
+        console.print(_harness_table(results))
 
 
-def _harness_table(arms: Mapping[str, Any]) -> Any:
+def _harness_table(results: "Results") -> "Table":
     """What lm-eval found, a row for each of its figures."""
     from rich.table import Table
 
     table = Table(title="What lm-eval finds", title_justify="left")
     table.add_column("task")
-    for name in arms:
+    for name in results.arms:
         table.add_column(name, justify="right")
-    rows = {
-        (task, metric): None
-        for arm in arms.values()
-        for task, own in arm["harness"].items()
-        for metric in own["metrics"]
-    }
-    for task, metric in rows:
-        found = [arm["harness"].get(task, {}).get("metrics", {}).get(metric, {}) for arm in arms.values()]
+    for task, metric, *_ in results.harness:
+        found = [results.judged(name, task, metric) for name in results.arms]
         cells = [
             number(own.get("value")) + (f" ± {number(own['stderr'])}" if own.get("stderr") else "") for own in found
         ]

@@ -21,7 +21,7 @@ def headline(results: Results) -> str:
         parts = [] if recall is None else [f"learned {percent(recall)}{of_facts if full else ''}"]
         kept = [(s, share) for s in results.skills if (share := results.kept(arm, s)) is not None]
         whose = [f"the {results.reference(s)}'s" for s, _ in kept]
-        whose = ["its" if own in whose[:number][-1:] else own for number, own in enumerate(whose)]
+        whose = ["its" if own == before else own for before, own in zip(["", *whose], whose, strict=False)]
         told = [
             f"{percent(share)} of {own} {s} skill" if full else percent(share)
             for own, (s, share) in zip(whose, kept, strict=True)
