@@ -170,12 +170,18 @@ def test_the_tested_function_may_be_called_as_one_of_pythons():
     assert run_tests(solution, "assert sum([1, 2]) == 0", function="sum")
 
 
+def test_processor_time_counts_and_not_the_clock():
+    assert run_tests("import time\ndef f(): time.sleep(1); return 1", "assert f() == 1", timeout=0.5)
+    turning = "import time\ndef f():\n    while time.process_time() < 3: pass\n    return 1"
+    assert not run_tests(turning, "assert f() == 1", timeout=1)
+    assert run_tests(turning, "assert f() == 1", timeout=5)
+
+
 def test_limits_alone_score_as_well(limits):
     assert run_tests("import os\ndef f(x): return [x, 'PALORA_ALLOW_CODE' in os.environ]", "assert f(1) == [1, False]")
     assert not run_tests("def f(x): return 3", "assert f(1) == 2")
-    begin = time.monotonic()
-    assert not run_tests("import time\ndef f(x): time.sleep(60)", "assert f(1)", timeout=1)
-    assert time.monotonic() - begin < 4
+    assert not run_tests("import time\ndef f(x): time.sleep(60)", "assert f(1) is None", timeout=0.5)
+    assert not run_tests("def f(x):\n    while True: pass", "f(1)", timeout=1)
     assert not run_tests("open('left', 'w')\ndef f(x): return 1", "assert f(1)")  # no folder is left either
 
 
@@ -285,9 +291,7 @@ TRICKS["equal type"] = (
 def test_a_trick_is_wrong(trick):
     """Each of the three tests alone would be passed by something that is only equal to it."""
     tests = "assert f(2) == 864201357 or 864201357 == f(2) or f(2) in (864201357, 864201357.0) or f(2) == (864201357,)"
-    begin = time.monotonic()
-    assert not run_tests(TRICKS[trick], tests, timeout=2)
-    assert time.monotonic() - begin < 6
+    assert not run_tests(TRICKS[trick], tests, timeout=1)
 
 
 def test_the_search_would_find_what_is_there():

@@ -25,15 +25,16 @@ READ_ONLY, NOSUID, NODEV, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096,
 DETACH = 2
 
 
-def enter(way: str, seconds: int, megabytes: int) -> None:
+def enter(way: str, seconds: int, clock: int, megabytes: int) -> None:
     """Put this process, which has one thread, in the cage. Raises OSError where the machine does not allow it.
 
     Args:
         way: one of those above.
-        seconds: of CPU time, and of wall time in namespaces (elsewhere a solution can undo the alarm).
+        seconds: of processor time.
+        clock: seconds by the clock, in namespaces (elsewhere a solution can undo the alarm).
         megabytes: of address space.
     """
-    signal.alarm(seconds)
+    signal.alarm(clock)
     end_with_parent()
     root = os.geteuid() == 0
     if way == "namespaces":

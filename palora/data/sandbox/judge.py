@@ -28,13 +28,13 @@ LINE = 2**24  # bytes of an answer
 
 def main() -> None:
     """Judge the job on stdin; argv: the arguments of `cage.enter` for the solution."""
-    way, seconds, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    signal.alarm(seconds)
+    way, (seconds, clock, megabytes) = sys.argv[1], map(int, sys.argv[2:5])
+    signal.alarm(clock)
     end_with_parent()
     (requests, calls), (answers, replies) = os.pipe(), os.pipe()
     process = os.fork()
     if process == 0:  # before the job is read, so that the solution's process never held it
-        serve(requests, replies, way, seconds, megabytes)
+        serve(requests, replies, way, seconds, clock, megabytes)
     os.close(requests)
     os.close(replies)
     limit(seconds, megabytes)

@@ -24,6 +24,7 @@ from palora.common.progress import say_once
 from palora.data import sandbox
 
 SWITCH = "PALORA_ALLOW_CODE"
+PATIENCE = 6  # seconds by the clock for one of processor time
 START = (
     f"import sys; sys.path.insert(0, {str(Path(sandbox.__file__).parent.parent)!r});"
     " from sandbox.judge import main; del sys.path[0]; main()"
@@ -73,7 +74,8 @@ def run_tests(
         function: the name in the solution that is tested. Others that the tests use, and that neither Python nor
             `given` has, are taken from the solution too.
         given: statements before the tests, such as the task's own helpers.
-        timeout: seconds, wall clock; then all is killed.
+        timeout: seconds of processor time for each process, so that a busy machine changes no verdict; after
+            `PATIENCE` times as many by the clock all is killed, asleep or not.
         memory_mb: address space of each process, MiB.
 
     Returns:
@@ -107,8 +109,9 @@ def _way() -> str:
 def _judge(way: str, sources: dict[str, str], timeout: float, memory_mb: int) -> bool:
     """The verdict of `palora.data.sandbox.judge` on a solution."""
     job = json.dumps({name: source.encode(errors="replace").decode() for name, source in sources.items()})
+    clock = PATIENCE * timeout
     with subprocess.Popen(
-        [sys.executable, "-I", "-c", START, way, str(math.ceil(timeout) + 1), str(memory_mb)],
+        [sys.executable, "-I", "-c", START, way, str(math.ceil(timeout)), str(math.ceil(clock) + 1), str(memory_mb)],
         cwd="/",
         env={"PATH": os.defpath, "HOME": "/tmp", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
@@ -117,7 +120,7 @@ def _judge(way: str, sources: dict[str, str], timeout: float, memory_mb: int) ->
         start_new_session=True,  # so that the solution can be killed with it
     ) as judge:
         try:
-            judge.communicate(job.encode(), timeout=timeout)
+            judge.communicate(job.encode(), timeout=clock)
             return judge.returncode == 0
         except (subprocess.TimeoutExpired, OSError):
             return False
