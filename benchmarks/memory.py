@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from palora.front import costs
-from palora.front.costs import Batch, Lesson, Place, Sizes
+from palora.front.costs import Batch, Lesson, Place, Sizes, Tuning
 from palora.front.dry_run import largest_that_fit, sizes_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -21,6 +21,7 @@ PLACE, THINGS = Place(cpu=False, e=2), 2  # bfloat16 on a GPU; a skill and promp
 LLAMA = {"8B": (4096, 14336, 32, 32), "70B": (8192, 28672, 80, 64), "405B": (16384, 53248, 126, 128)}
 FACTS, KEPT, ANSWERS = Batch(8, 96), Batch(8, 160), 8 * 64  # rows and tokens of the longest
 LESSON = Lesson(FACTS, KEPT, ANSWERS, Batch(64, 64), bf16=True)
+TUNING = Tuning(Batch(8, 712), 8 * 512, Batch(64, 200), 512)  # answers of 512 tokens to problems of 200
 CASES = (("8B", 24, 1), ("8B", 48, 1), ("8B", 80, 1), ("70B", 80, 8), ("405B", 80, 8))
 
 
@@ -47,7 +48,8 @@ def stages(sizes: Sizes) -> dict[str, dict[str, int]]:
         "own words in 4 bits": costs.teaching(sizes, replace(PLACE, bits=4), LESSON, bases, THINGS, True),
         "bare answers": costs.teaching(sizes, PLACE, replace(LESSON, kept=None, answers=0), bases, THINGS, False),
         "evaluation (64 × 256 tokens)": costs.answering(sizes, PLACE, Batch(64, 256), 256, costs.adapter(sizes, 32)),
-        "expert (8 × 712 tokens)": costs.tuning(sizes, PLACE, Batch(8, 712)),
+        "expert": costs.tuning(sizes, PLACE, TUNING),
+        "checkpointed expert": costs.tuning(sizes, PLACE, replace(TUNING, checkpointing=True)),
     }
 
 
@@ -56,7 +58,18 @@ def gib(size: float) -> str:
 
 
 def memory_table(sizes: Sizes) -> list[str]:
-    names = ["weights", "bases", "statistics", "decompositions", "adapter", "activations", "logits", "cache", "answers"]
+    names = [
+        "weights",
+        "scaled",
+        "bases",
+        "statistics",
+        "decompositions",
+        "adapter",
+        "activations",
+        "logits",
+        "cache",
+        "answers",
+    ]
     lines = ["| stage | " + " | ".join(names) + " | **peak** |", "|---" * (len(names) + 2) + "|"]
     for stage, parts in stages(sizes).items():
         assert set(parts) <= set(names), parts
@@ -89,7 +102,9 @@ This page is the same for Llama 3.1, made by `python benchmarks/memory.py` from 
 `palora/front/costs.py`. **All of it is counted; of these sizes one training step was measured** (at the end). Counted
 are: bfloat16, rank 32, the MLP matrices, the rule covariance on one thing, statistics of two (a skill and prompts),
 a batch of {FACTS.rows} facts of {FACTS.tokens} tokens, and with own words {KEPT.rows} kept rows of {KEPT.tokens} for
-the distillation. Not counted: the CUDA context (about 0.5 GB) and what the allocator keeps; leave a tenth free.
+the distillation; and of the expert {TUNING.rows.rows} rows of {TUNING.rows.tokens} tokens, 512 of them an answer, and
+64 answers written at once. *Scaled* is W(z) beside W. Not counted: the CUDA context (about 0.5 GB) and what the
+allocator keeps; leave a tenth free.
 
 **palora works in one process on one device.** It does not shard a model over several, so eight cards of 80 GB are for
 it one of 80 GB. The 70B and 405B are here to say what they would take, not that they run. Cards are counted as if a GB
@@ -126,8 +141,7 @@ Measured on a CPU (Linux, x86, one thread, float32), one stage a process at its 
 Three numbers are fitted and not counted, on SmolLM2 and the embedded model: 460 MiB of the process, 120 MiB of what
 training imports, and a factor of 1.5 on what a step takes and gives back, because the C library keeps it in pieces
 (with `MALLOC_MMAP_THRESHOLD_=65536` the injection without distillation took 2,565). They were fixed before Qwen's
-injection was measured. Activations are also compared with what autograd keeps, the operations with torch's counter. The
-expert's stage is counted only.
+injection was measured. Activations are also compared with what autograd keeps, the operations with torch's counter.
 
 **On a GPU.** One step of plain LoRA at the shapes of the 8B (random weights, bfloat16, 8 rows of 128 tokens, the
 model's own loss, whose logits of 1.5 GiB TRL never has whole) took 22.9 GiB at its peak on an NVIDIA H100; counted are

@@ -6,21 +6,24 @@ Prints {stage: [bytes measured, bytes predicted]}. CPU, float32, one thing to ke
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import tempfile
 from pathlib import Path
 
 from palora.bench.quiet import peak_memory, reset_peak_memory
-from palora.common.settings import InjectSettings, ProtectSettings
+from palora.common.settings import ExpertSettings, InjectSettings, ProtectSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
 from palora.front import costs
-from palora.front.costs import Batch, Lesson, Place
+from palora.front.costs import Batch, Lesson, Place, Tuning
 from palora.front.dry_run import sizes_of
 from palora.language.keep import Keep, weighed
 from palora.language.models import load_model
 from palora.language.prompts import encode_example, encode_prompt
 from palora.language.scoring import ask_facts
+from palora.training.expert import train_expert
 from palora.training.injection import Beside, inject
 from palora.training.protection import protect
 
@@ -30,6 +33,8 @@ EXAMPLES = 24
 
 def peak(work):
     """The peak of the process while `work` is done, and what it returns."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the stage before gave back is the system's again
     reset_peak_memory()
     found = work()
     return peak_memory(), found
@@ -53,6 +58,14 @@ def main():
 
     def longest(rows):
         return max(len(row.prompt) + len(row.answer) for row in rows)
+
+    tune = ExpertSettings(**{"objective": "next_token", "iterations": 2, "batch_size": 16, "validation_size": 8})
+    with tempfile.TemporaryDirectory() as work:
+        used, _ = peak(lambda: train_expert(model, tokenizer, skill, tune, Path(work)))
+    rows = [encode_example(tokenizer, p.prompt, p.solution) for p in skill.problems("train", None, 0)]
+    micro = tune.micro_batch_size
+    tuned = Tuning(Batch(micro, longest(rows)), micro * max(len(row.answer) for row in rows))
+    took["expert"] = used, costs.tuning(sizes, place, tuned)
 
     kept = keep.tokenised(model, tokenizer)[0].examples
     read, bases = Batch(8, longest(kept)), costs.soft_bases(sizes, 1)

@@ -9,7 +9,7 @@ from command import palora
 from reference import svd
 from torch import nn
 
-from palora.algebra.decomposition import Decomposition, by_gram, decompose, decompose_all
+from palora.algebra.decomposition import Decomposition, by_gram, decompose, decompose_each
 from palora.common.errors import InputError
 
 SHAPES = [(32, 48), (48, 32), (40, 40), (7, 200), (200, 7), (1, 9)]
@@ -52,21 +52,21 @@ def test_nan_is_refused():
     W = torch.randn(4, 4)
     W[1, 2] = float("nan")
     with pytest.raises(InputError, match=r"layer: .*NaN"):
-        decompose_all({"layer": W})
+        dict(decompose_each({"layer": W}.items()))
 
 
 def test_the_cache_is_used_checked_and_repaired(tmp_path, monkeypatch):
     monkeypatch.setenv("PALORA_CACHE", str(tmp_path))
     layer = nn.Linear(12, 8, bias=False)
-    first = decompose_all({"a": layer.weight.detach()})["a"]
+    first = dict(decompose_each({"a": layer.weight.detach()}.items()))["a"]
     [file] = tmp_path.glob("svd-*.safetensors")
     monkeypatch.setattr("palora.algebra.decomposition.decompose", lambda matrix: pytest.fail("not from the cache"))
-    second = decompose_all({"a": layer.weight.detach()})["a"]
+    second = dict(decompose_each({"a": layer.weight.detach()}.items()))["a"]
     assert torch.equal(first.U, second.U) and torch.equal(first.s, second.s)
     monkeypatch.undo()
     monkeypatch.setenv("PALORA_CACHE", str(tmp_path))
     file.write_bytes(b"cut short")
-    repaired = decompose_all({"a": layer.weight.detach()})["a"]
+    repaired = dict(decompose_each({"a": layer.weight.detach()}.items()))["a"]
     assert torch.equal(first.U, repaired.U) and file.stat().st_size > 100
 
 
@@ -74,14 +74,14 @@ def test_a_weight_that_differs_below_bfloat16_does_not_get_the_other_ones_cache(
     monkeypatch.setenv("PALORA_CACHE", str(tmp_path))
     layer, near = nn.Linear(12, 8, bias=False), nn.Linear(12, 8, bias=False)
     near.weight.data = layer.weight.data * (1 + 1e-4)
-    decompose_all({"a": layer.weight.detach()})
-    d = decompose_all({"a": near.weight.detach()})["a"]
+    dict(decompose_each({"a": layer.weight.detach()}.items()))
+    d = dict(decompose_each({"a": near.weight.detach()}.items()))["a"]
     assert (d.U * d.s @ d.Vh - near.weight).norm() <= 1e-5 * near.weight.norm()
 
 
 def test_the_cache_can_be_seen_and_cleared(tmp_path, monkeypatch):
     monkeypatch.setenv("PALORA_CACHE", str(tmp_path / "cache"))
-    decompose_all({"W": torch.randn(6, 4)})
+    dict(decompose_each({"W": torch.randn(6, 4)}.items()))
     other = tmp_path / "cache" / "mine.txt"
     other.write_text("kept")
     (file,) = (tmp_path / "cache").glob("svd-*")

@@ -10,10 +10,12 @@ from palora.common.errors import InputError, PaloraError
 from palora.common.metrics import read_metrics
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
+from palora.language import logits
 from palora.language.prompts import Example
 from palora.language.targets import find_targets, weight
 from palora.training import expert as expert_module
 from palora.training.expert import sequence_log_probability, train_expert
+from palora.training.svf import decompose_targets, svf_layers
 
 EVEN = [Problem(prompt=f"{i}+{i}=", answer=str(2 * i), solution=str(2 * i)) for i in range(40)]
 
@@ -58,6 +60,48 @@ def test_log_probability_is_of_the_answer_only(model):
         start = len(example.prompt)
         expected = sum(logp[start - 1 + t, token] for t, token in enumerate(example.answer))
         assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_gradient_is_that_of_whole_logits(model, monkeypatch):
+    """In slices of 2 tokens, at a temperature, with gradient checkpointing and without."""
+    monkeypatch.setattr(logits, "SLICE", 2)
+    examples = [Example([5, 6, 7], [8, 9]), Example([10], [11, 12, 13])]
+    targets, found = find_targets(model), []
+    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers:
+        for on in (False, True):
+            with expert_module.checkpointing(model, on):
+                assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.Dropout | torch.nn.Linear))
+                sequence_log_probability(model, examples, 0.7).sum().backward()
+            found.append([layer.p.grad.clone() for layer in layers.values()])
+            model.zero_grad()
+        for example in examples:
+            ids, start = torch.tensor([[*example.prompt, *example.answer]]), len(example.prompt)
+            logp = (model(input_ids=ids).logits[0] / 0.7).log_softmax(-1)
+            sum(logp[start - 1 + t, token] for t, token in enumerate(example.answer)).backward()
+        whole = [layer.p.grad for layer in layers.values()]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found[0], whole, strict=True))
+    assert not any(module.training for module in model.modules()) and not model.is_gradient_checkpointing
+
+
+def test_gradient_checkpointing_keeps_less_for_the_gradient_and_trains_the_same(tokenizer, tmp_path, monkeypatch):
+    def kept(on):
+        sizes = {}
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        real = expert_module.sequence_log_probability
+
+        def watched(model, *rest):
+            with hooks(lambda t: sizes.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t):
+                return real(model, *rest)
+
+        monkeypatch.setattr(expert_module, "sequence_log_probability", watched)
+        made = run(tokenizer, tmp_path / str(on), gradient_checkpointing=on, iterations=2)
+        monkeypatch.setattr(expert_module, "sequence_log_probability", real)
+        return made.scales, sum(sizes.values())
+
+    (plain, much), (checked, little) = kept(False), kept(True)
+    assert all(torch.equal(plain[name], checked[name]) for name in plain)
+    assert little < 0.7 * much
 
 
 def test_next_token_lowers_the_loss(tokenizer, tmp_path):

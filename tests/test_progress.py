@@ -81,7 +81,7 @@ def test_a_command_speaks_before_it_loads_anything_heavy(made, tmp_path):
 
 def test_ctrl_c_ends_with_one_line_and_130(made, tmp_path):
     command = [sys.executable, "-m", "palora.cli", "inject", "--model", str(made.model), "--facts", str(made.facts)]
-    rest = ["--epochs", "100000", "--targets-by", "bare", "--out", str(tmp_path / "a")]
+    rest = ["--epochs", "100000", "--learning-rate", "1e-9", "--targets-by", "bare", "--out", str(tmp_path / "a")]
     process = subprocess.Popen([*command, *rest], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     told = [process.stderr.readline()]
     deadline = time.monotonic() + 100

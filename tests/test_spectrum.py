@@ -186,7 +186,7 @@ def test_the_gradient_of_a_scale_is_what_the_loss_does(architecture):
     model = tiny_llama() if architecture == "llama" else gpt2()
     model = model.double()
     targets = find_targets(model)
-    decompositions = decompose_targets(model, targets)
+    decompositions = dict(decompose_targets(model, targets))
     frozen = next(model.parameters()).requires_grad_(False)
     found = spectrum.scale_gradients(model, targets, decompositions, EXAMPLES, batch_size=2)
     assert not frozen.requires_grad and all(p.requires_grad for p in list(model.parameters())[1:])
@@ -208,7 +208,7 @@ def test_the_gradient_of_a_scale_is_what_the_loss_does(architecture):
 
 def test_the_error_of_a_gradient_is_its_spread_over_batches(model):
     targets = find_targets(model)
-    decompositions = decompose_targets(model, targets)
+    decompositions = dict(decompose_targets(model, targets))
     name = list(targets)[2]
     alone = [spectrum.scale_gradients(model, targets, decompositions, [e])[name] for e in EXAMPLES]
     assert all(float(error.abs().max()) == 0 for _, error in alone), "one batch has no spread"
@@ -238,7 +238,7 @@ def gpt2():
 def test_a_band_is_removed_and_comes_back_to_the_bit(architecture, error):
     model = tiny_llama() if architecture == "llama" else gpt2()
     targets = find_targets(model)
-    decompositions = decompose_targets(model, targets)
+    decompositions = dict(decompose_targets(model, targets))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     name = next(iter(targets))
     z = torch.ones(decompositions[name].rank)

@@ -7,10 +7,11 @@ from torch.nn.utils import parametrize
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from palora.algebra.decomposition import decompose
-from palora.algebra.scales import effective_scale
+from palora.algebra.scales import effective_scale, expert_delta
 from palora.common.errors import InputError
 from palora.language.models import fingerprints
 from palora.language.targets import find_targets, weight
+from palora.training import svf
 from palora.training.svf import Expert, components, decompose_targets, svf_layers
 
 IDS = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -54,18 +55,68 @@ def test_w_of_z_is_u_diag_sz_vt(model):
     assert (changed - expected).norm() < 1e-5 * W.norm()
 
 
-def test_the_gradient_of_a_scale(model):
-    """dL/dz_i = s_i u_iᵀ (dL/dW) v_i."""
+def made(architecture):
+    if architecture == "gpt2":  # stores the transpose, and has biases
+        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)).eval()
+    return tiny_llama()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_gradient_of_a_scale(architecture):
+    """dL/dz_i = s_i u_iᵀ (dL/dW) v_i, at W(z)."""
+    model = made(architecture)
     targets = find_targets(model)
-    name, module = list(targets.items())[-1]
-    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers:
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        found = layers[name].p.grad.clone()
+    moved = {}
+    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers, torch.no_grad():
+        for name, layer in layers.items():
+            layer.p.add_(0.3 * torch.randn_like(layer.p))
+            moved[name] = targets[name].weight.clone()
+        with torch.enable_grad():
+            model(input_ids=IDS, labels=IDS).loss.backward()
+        found = {name: layer.p.grad.clone() for name, layer in layers.items()}
+    ds = {name: decompose(weight(module)) for name, module in targets.items()}
+    for name, module in targets.items():
+        module.weight.data.copy_(moved[name])
     model.zero_grad()
     model(input_ids=IDS, labels=IDS).loss.backward()
-    d = decompose(weight(module))
-    expected = torch.stack([d.s[i] * d.U[:, i] @ module.weight.grad @ d.Vh[i] for i in range(d.rank)])
-    assert (found - expected).norm() < 1e-4 * expected.norm()
+    for name, module in targets.items():
+        G = module.weight.grad.T if architecture == "gpt2" else module.weight.grad
+        d = ds[name]
+        expected = torch.stack([d.s[i] * d.U[:, i] @ G @ d.Vh[i] for i in range(d.rank)])
+        assert (found[name] - expected).norm() < 1e-4 * expected.norm(), name
+
+
+def test_w_of_z_is_built_once_for_every_z(model, monkeypatch):
+    """Not for every batch, and not for every token of an answer."""
+    built = []
+    monkeypatch.setattr(svf, "expert_delta", lambda d, z: built.append(0) or expert_delta(d, z))
+    targets = find_targets(model)
+    with svf_layers(targets, decompose_targets(model, targets), "sigmoid") as layers:
+        optimizer = torch.optim.Adam([layer.p for layer in layers.values()])
+        for step in (1, 2):
+            for _ in range(3):
+                model(input_ids=IDS, labels=IDS).loss.backward()
+                model.generate(IDS[:1], max_new_tokens=3, do_sample=False)
+            assert len(built) == step * len(targets)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_half_precision_expert_keeps_u_and_v_in_that_precision():
+    model = tiny_llama().bfloat16()
+    targets = find_targets(model)
+    with svf_layers(targets, decompose_targets(model, targets), "linear") as layers, torch.no_grad():
+        exact = {name: decompose(weight(module)) for name, module in targets.items()}
+        for layer in layers.values():
+            layer.p.add_(0.3 * torch.randn_like(layer.p))
+        for name, layer in layers.items():
+            d, c = exact[name], layer.s * (layer.scale() - 1)
+            expected = d.U * (d.s + c) @ d.Vh
+            assert layer.U.dtype == layer.Vh.dtype == targets[name].weight.dtype == torch.bfloat16
+            assert (targets[name].weight.float() - expected).norm() < 2**-7 * expected.norm()
+        with torch.enable_grad():
+            model(input_ids=IDS, labels=IDS).loss.backward()
+        assert all(layer.p.grad.dtype == torch.float32 and layer.p.grad.isfinite().all() for layer in layers.values())
 
 
 def expert_for(model):
@@ -76,10 +127,7 @@ def expert_for(model):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_apply_is_w_of_z_in_place(architecture):
-    if architecture == "gpt2":  # stores the transpose
-        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)).eval()
-    else:
-        model = tiny_llama()
+    model = made(architecture)
     targets = find_targets(model)
     expert = expert_for(model)
     before = {name: decompose(weight(m)) for name, m in targets.items()}
@@ -90,11 +138,11 @@ def test_apply_is_w_of_z_in_place(architecture):
 
 
 def test_expert_survives_saving_and_refuses_another_model(model, tmp_path):
-    made = expert_for(model)
-    made.save(tmp_path / "expert")
+    own = expert_for(model)
+    own.save(tmp_path / "expert")
     loaded = Expert.load(tmp_path / "expert")
-    assert {key: loaded.record[key] for key in made.record} == made.record
-    assert all(torch.equal(loaded.scales[name], z) for name, z in made.scales.items())
+    assert {key: loaded.record[key] for key in own.record} == own.record
+    assert all(torch.equal(loaded.scales[name], z) for name, z in own.scales.items())
     other = tiny_llama()
     name, module = next(iter(find_targets(other).items()))
     module.weight.data[0, 0] += 1
@@ -115,14 +163,14 @@ def test_the_components_of_the_scales_are_the_original_models_whichever_model_is
     tokenizer.save_pretrained(folder)
     original, expert_model = tiny_llama(), tiny_llama()
     targets = find_targets(original)
-    made = expert_for(original)
-    expert = Expert(made.scales, {**made.record, "model": str(folder)})
-    expected = decompose_targets(original, targets)
+    own = expert_for(original)
+    expert = Expert(own.scales, {**own.record, "model": str(folder)})
+    expected = dict(decompose_targets(original, targets))
     expert.apply(expert_model)
     for cache in ("kept", "gone"):
         if cache == "gone":
             monkeypatch.setenv("PALORA_CACHE", "")
-        found = components(expert, expert_model, find_targets(expert_model))
+        found = dict(components(expert, expert_model, find_targets(expert_model)))
         for name, d in expected.items():
             assert torch.allclose(found[name].s, d.s, rtol=1e-5)
             assert (found[name].Vh @ d.Vh.T).abs().diagonal().min() > 0.999, cache

@@ -12,6 +12,7 @@ from palora.bench.tuners import live_delta
 from palora.common.errors import InputError
 from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.skills import get_skill
+from palora.language import logits
 from palora.language.collect import collect, shared_inputs
 from palora.language.keep import Keep, Kept, weighed
 from palora.language.logits import answer_logits
@@ -19,7 +20,6 @@ from palora.language.prompts import Example, encode_example, pad
 from palora.language.scoring import Answer
 from palora.language.targets import find_targets, weight
 from palora.testbed.world import known_facts, new_facts
-from palora.training import terms
 from palora.training.injection import Beside, inject
 from palora.training.lora import PaloraConfig
 from palora.training.protection import protect
@@ -111,7 +111,7 @@ def test_replay_is_the_loss_of_its_rows(model, examples):
 
 def test_distillation_is_the_divergence_of_its_rows(model, examples, monkeypatch):
     """Its value and its gradient, in slices of 4 tokens, against every row by itself."""
-    monkeypatch.setattr(terms, "SLICE", 4)
+    monkeypatch.setattr(logits, "SLICE", 4)
     text = Example([9, 8, 7, 6], [])
     rehearsal = Rehearsal(0.0, 3.0, [(1.0, Kept("text", "all", [*examples, text]))], 6, seed=0)
     tuned = adapted(model, list(find_targets(model)))

@@ -4,7 +4,7 @@ With r = min(m, n): U is (m, r), s is (r,) in descending order, Vᵀ is (r, n). 
 where W is rank-deficient. A *component* is one triple (u_i, s_i, v_i).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,27 +70,25 @@ def by_gram(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U.float(), s.float(), V.T.float()
 
 
-def decompose_all(
-    matrices: Mapping[str, Tensor],
+def decompose_each(
+    matrices: Iterable[tuple[str, Tensor]],
     fingerprints: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Decomposition]:
-    """The decomposition of every matrix, from the cache where it is there.
+) -> Iterator[tuple[str, Decomposition]]:
+    """The decomposition of every named matrix, one after the other, from the cache where it is there.
 
     Args:
         fingerprints: of the matrices, where they are known.
 
     A file of the cache (`common/cache.py`) is named by the fingerprint of its matrix.
     """
-    result = {}
-    for name, matrix in matrices.items():
+    for name, matrix in matrices:
         try:
-            result[name] = _cached(matrix, (fingerprints or {}).get(name))
+            yield name, _cached(matrix, (fingerprints or {}).get(name))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         if progress:
             progress(1)
-    return result
 
 
 def cached_decomposition(fingerprint: str, dtype: torch.dtype) -> Decomposition | None:

@@ -34,5 +34,5 @@ def effective_scale(p: Tensor, s: Tensor, parametrisation: Parametrisation) -> T
 
 
 def expert_delta(d: Decomposition, z: Tensor) -> Tensor:
-    """U diag(s · (z − 1)) Vᵀ (m, n): what the scales z (r,) change in W."""
-    return (d.U * (d.s * (z - 1))) @ d.Vh
+    """U diag(s · (z − 1)) Vᵀ (m, n), in the dtype of U and V: what the scales z (r,) change in W."""
+    return (d.U * (d.s * (z - 1)).to(d.U.dtype)) @ d.Vh

@@ -265,7 +265,7 @@ def measure_spectrum(
     modules = expert.targets(model, "the model", targets) if expert else find_targets(model, targets)
     if adapter is not None:
         adapter.check(dict(model.named_modules()))
-    decompositions = decompose_targets(model, modules)
+    decompositions = dict(decompose_targets(model, modules))
     kept = {"skill": skill_examples(model, tokenizer, skill, settings.examples)}
     if beside.known_facts:
         known = beside.known_facts[: settings.examples]

@@ -39,6 +39,7 @@ class ExpertSettings(Settings):
     batch_size: int = Field(256, ge=1, description="problems a step")
     rollout_batch_size: int = Field(64, ge=1, description="answers generated at once")
     micro_batch_size: int = Field(8, ge=1, description="answers in memory at once for the gradient")
+    gradient_checkpointing: bool = Field(False, description="less memory of a micro-batch, a third more time")
     learning_rate: float = Field(2e-3, gt=0, description="Adam")
     max_grad_norm: float = Field(1e-3, gt=0, description="gradient clip over all scales")
     temperature: float = Field(0.0, ge=0, description="of the rollouts; 0 is greedy")

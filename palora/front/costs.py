@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from palora.algebra.statistics import DIRECTIONS, MAX_EXACT, SKETCH
-from palora.training.terms import SLICE
+from palora.language.logits import SLICE
 
 # Measured on a CPU (glibc, float32); of a GPU neither is known, and only what is counted stands here.
 LIBRARIES = 460 * 2**20  # the process itself: Python, torch, transformers, a tokenizer
@@ -117,8 +117,13 @@ def sums(sizes: Sizes) -> int:
 
 
 def decompositions(sizes: Sizes) -> int:
-    """4 Σ min(m, n) (m + n + 1): U, s and Vᵀ in float32, for the rules by components and for the expert."""
-    return 4 * sum(min(own.m, own.n) * (own.m + own.n + 1) for own in sizes.taught)
+    """4 Σ min(m, n) (m + n + 1): U, s and Vᵀ of every matrix in float32, as they lie on the disk."""
+    return sum(map(decomposition, sizes.taught))
+
+
+def decomposition(own: Matrix) -> int:
+    """4 min(m, n) (m + n + 1): U, s and Vᵀ of one matrix in float32."""
+    return 4 * min(own.m, own.n) * (own.m + own.n + 1)
 
 
 def layer_state(sizes: Sizes, r: int, dropout: bool, e: int) -> float:
@@ -183,17 +188,20 @@ def autocast_copies(sizes: Sizes, e: int, bf16: bool) -> int:
     return 2 * sizes.multiplied if bf16 and e == 4 else 0
 
 
-def expert_step(sizes: Sizes, batch: Batch, e: int) -> int:
-    """One micro-batch of stage 1, with every W(z) = W + U diag(s (z − 1)) Vᵀ rebuilt for it:
+def scaled(sizes: Sizes, e: int) -> int:
+    """e Σ m n: W(z) of every scaled matrix, beside W."""
+    return sum(e * own.m * own.n for own in sizes.taught)
 
-    e Σ m n                             W(z), kept for the gradient of the inputs
-    4 (2 m n + m min(m, n))             of the largest matrix: U diag(…), the product, and later its gradient
-    activations, with the inputs of the matrices, and 12 V · tokens: logits, their softmax and its gradient
-    """
-    largest_one = max(sizes.taught, key=lambda own: own.m * own.n)
-    m, n = largest_one.m, largest_one.n
-    rebuilt = sum(e * own.m * own.n for own in sizes.taught) + 4 * (2 * m * n + m * min(m, n))
-    return rebuilt + activations(sizes, batch, 0, False, e) + 12 * sizes.vocabulary * batch.size
+
+def factors(sizes: Sizes, e: int) -> int:
+    """e Σ min(m, n) (m + n): U and Vᵀ of every scaled matrix, in the dtype of the model."""
+    return sum(e * min(own.m, own.n) * (own.m + own.n) for own in sizes.taught)
+
+
+def gradient_of_scales(sizes: Sizes, batch: Batch, e: int) -> int:
+    """tokens · r (2 e + 12) of the matrix with the largest r = min(m, n): Uᵀ g and Vᵀ x, and in float32 these and
+    their product."""
+    return batch.size * max(min(own.m, own.n) for own in sizes.taught) * (2 * e + 12)
 
 
 # --- operations, and what fits ---------------------------------------------------------------------
@@ -299,13 +307,13 @@ def teaching(sizes: Sizes, place: Place, lesson: Lesson, bases: int, things: int
 
 def protecting(sizes: Sizes, place: Place, read: Batch, bases: int, things: int, components: bool) -> dict[str, int]:
     """Protection: the sums of one thing beside the finished statistics of all (on a CPU; on a GPU these leave), or the
-    bases that come of them; decompositions where the rule looks at components."""
+    bases that come of them; where the rule looks at components those of one matrix, and the next while it comes."""
     known = statistics(sizes, things) if place.cpu else 0
     made = bases + mixture(sizes, things)
     return place.parts(
         weights=weights(sizes, place.e, place.bits),
         statistics=known + max(sums(sizes) if things else 0, made),
-        decompositions=decompositions(sizes) if components else 0,
+        decompositions=2 * max(map(decomposition, sizes.taught)) if components else 0,
         activations=place.held(reading(sizes, read, place.e)) if things else 0,
     )
 
@@ -320,10 +328,40 @@ def answering(sizes: Sizes, place: Place, asked: Batch, new: int, adapters: int 
     )
 
 
-def tuning(sizes: Sizes, place: Place, batch: Batch) -> dict[str, int]:
-    """Stage 1: the model, U and V of every matrix, and one micro-batch."""
+@dataclass(frozen=True)
+class Tuning:
+    """What stage 1 does at once: a micro-batch with the tokens of its answers, and problems (None: gold solutions are
+    learned) that are answered in `new` tokens."""
+
+    rows: Batch
+    answers: int
+    asked: Batch | None = None
+    new: int = 0
+    checkpointing: bool = False
+
+
+def tuning(sizes: Sizes, place: Place, own: Tuning) -> dict[str, int]:
+    """Stage 1: the model and W(z), U and V of every matrix, and the larger of a micro-batch and the rollouts."""
+    acts = activations(sizes, own.rows, 0, False, place.e, own.checkpointing)
+    logits = kept_logits(sizes, own.answers, place.e) + gradient_of_scales(sizes, own.rows, place.e)
+    check = generation(sizes, own.asked, own.new, place.e) if own.asked else 0
     return place.parts(
         weights=weights(sizes, place.e, place.bits),
-        decompositions=decompositions(sizes),
-        activations=place.held(expert_step(sizes, batch, place.e)),
+        scaled=scaled(sizes, place.e),
+        decompositions=factors(sizes, place.e),
+        **(
+            {"activations": place.held(acts), "logits": place.held(logits)}
+            if acts + logits >= check
+            else {"answers": place.held(check)}
+        ),
     )
+
+
+def tuning_flops(sizes: Sizes, own: Tuning) -> int:
+    """2 forwards of a micro-batch (no gradient of a frozen weight is made), with gradient checkpointing 3;
+    2 tokens · Σ r (m + n) of the gradient of the scales, r = min(m, n); and the answers of its rows."""
+    found = (3 if own.checkpointing else 2) * forward_flops(sizes, own.rows)
+    found += 2 * own.rows.size * sum(min(one.m, one.n) * (one.m + one.n) for one in sizes.taught)
+    if own.asked:
+        found += generation_flops(sizes, Batch(own.rows.rows, own.asked.tokens), own.new)
+    return found

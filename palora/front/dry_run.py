@@ -18,13 +18,13 @@ import torch
 
 from palora.algebra.rules import COMPONENT_RULES, INPUT_RULES
 from palora.common.errors import InputError
-from palora.common.settings import InjectSettings, ProtectSettings
+from palora.common.settings import ExpertSettings, InjectSettings, ProtectSettings
 from palora.common.threads import say_threads
 from palora.common.wording import duration
 from palora.data.facts import read_facts
 from palora.data.skills import Problem
 from palora.front import costs, stages
-from palora.front.costs import Batch, Lesson, Matrix, Place, Sizes
+from palora.front.costs import Batch, Lesson, Matrix, Place, Sizes, Tuning
 from palora.front.recipe import Plan, Recipe
 from palora.front.words import wanted
 from palora.language.models import build_empty, chosen_device, load_tokenizer
@@ -106,10 +106,10 @@ def planned(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any]:
         found.append({"stage": name, "memory": memory, "peak": peak, "seconds": flops / speed, "disk": disk})
 
     if plan.expert:
-        tune = Batch(plan.expert.micro_batch_size, tokens.skill)
-        steps = plan.expert.iterations * plan.expert.batch_size / tune.rows
+        tune = tokens.tuning(plan.expert)
+        parts = plan.expert.iterations * plan.expert.batch_size / tune.rows.rows
         disk = costs.weights(sizes, place.e) + costs.decompositions(sizes)
-        add("expert", costs.tuning(sizes, place, tune), steps * 3 * costs.forward_flops(sizes, tune), disk)
+        add("expert", costs.tuning(sizes, place, tune), parts * costs.tuning_flops(sizes, tune), disk)
     facts, lessons, lesson = tokens.facts, 0, Lesson(Batch(1, 1))
     if tokens.wanted.how or tokens.wanted.prompts:
         asked = Batch(min(RECALL, facts), tokens.question + TOLD)
@@ -211,12 +211,10 @@ class _Tokens:
         keep = stages.load_keep(plan, max(plan.inject.keep.examples, plan.protect.keep.examples))
         self.kinds: dict[str, list[tuple[int, int]]] = {}  # the lengths of prompts and answers
         self.count: dict[str, int] = {}
-        self.problem, self.answer, self.skill = self.question, plan.evaluate.max_answer_tokens, 1
+        self.problem, self.answer = self.question, plan.evaluate.max_answer_tokens
         for skill in keep.skills if keep else ():
             train = skill.problems("train", keep.examples if keep else 1, plan.seed)
-            rows = [self._problem(p, skill.max_new_tokens) for p in train]
-            self._add("skills", rows)
-            self.skill = max([self.skill, *map(sum, rows)])
+            self._add("skills", [self._problem(p, skill.max_new_tokens) for p in train])
             tests = skill.problems("test", plan.evaluate.problems, plan.seed)
             self.problem = max([self.problem, *(len(encode_prompt(self.tokenizer, p.prompt)) for p in tests)])
             self.answer = max(self.answer, skill.max_new_tokens)
@@ -292,6 +290,17 @@ class _Tokens:
             checkpointing=settings.gradient_checkpointing,
             bf16=device != "cpu" if settings.bf16 is None else settings.bf16,
         )
+
+    def tuning(self, settings: ExpertSettings) -> Tuning:
+        """A micro-batch of stage 1. Answers that the model writes are taken as long as they may be."""
+        rows, n = self.kinds.get("skills", [(1, 1)]), settings.micro_batch_size
+        if settings.objective == "next_token":
+            tokens, answer = max(map(sum, rows)), max(answer for _, answer in rows)
+            return Tuning(Batch(n, tokens), n * answer, checkpointing=settings.gradient_checkpointing)
+        prompt = max(prompt for prompt, _ in rows)
+        asked = Batch(settings.rollout_batch_size, prompt)
+        whole = Batch(n, prompt + self.answer)
+        return Tuning(whole, n * self.answer, asked, self.answer, settings.gradient_checkpointing)
 
     def described(self, lesson: Lesson, lessons: int) -> dict[str, int]:
         """For the plan: numbers of rows, and the tokens of the longest."""

@@ -230,7 +230,7 @@ def _combine(
     expert's part alone."""
     model, _ = load_model(name, dtype=record.get("dtype", "auto"), device="cpu")
     targets = expert.targets(model, name)
-    parts = {path: (d, d.s * (expert.scales[path] - 1)) for path, d in components(expert, model, targets).items()}
+    parts = {path: (d, d.s * (expert.scales[path] - 1)) for path, d in components(expert, model, targets)}
     rank = next(iter(adapter.A.values())).shape[0]
     if k is None:
         k = max(_needed(change, max_lost) for _, change in parts.values())

@@ -15,7 +15,8 @@ it on the validation problems.
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from palora.common.errors import InputError, PaloraError
 from palora.common.files import check_tensors, load_tensors, save_tensors
@@ -33,7 +34,7 @@ from palora.common.progress import progress_bar
 from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
 from palora.language.generation import end_tokens, generate_ids, reply
-from palora.language.logits import answer_logits
+from palora.language.logits import answer_logits, by_slices
 from palora.language.models import fingerprints
 from palora.language.prompts import Example, asked_how, encode_example, encode_prompt, pad
 from palora.language.scoring import Answer, share_correct, solve
@@ -105,11 +106,10 @@ def train_expert(
     asked = [[asdict(p) for p in problems] for problems in (train, validation)]
     stated = settings.model_dump(exclude_defaults=True)
     identity = hash_value([stated, prints, str(model.dtype), skill.name, asked, seed, *asked_how(tokenizer)])
-    decompositions = decompose_targets(model, modules)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
-    with svf_layers(modules, decompositions, settings.parametrisation) as layers:
+    with svf_layers(modules, decompose_targets(model, modules), settings.parametrisation) as layers:
         optimizer = torch.optim.Adam([layer.p for layer in layers.values()], lr=settings.learning_rate)
         checkpoint = work / "checkpoint.safetensors"
         curve = work / "metrics.jsonl"
@@ -117,8 +117,7 @@ def train_expert(
         log = MetricsLog(curve, "expert", resume_step=state.iteration if state else 0)
 
         def answer_validation() -> list[Answer]:
-            with parametrize.cached():
-                return solve(model, tokenizer, skill, validation, settings.rollout_batch_size)
+            return solve(model, tokenizer, skill, validation, settings.rollout_batch_size)
 
         if state is None:
             base = share_correct(answer_validation())
@@ -149,8 +148,7 @@ def train_expert(
         "seed": seed,
         "fingerprints": prints,
     }
-    singular_values = {name: d.s for name, d in decompositions.items()}
-    return Expert(state.best, record, singular_values)
+    return Expert(state.best, record, {name: layer.s for name, layer in layers.items()})
 
 
 def _step(
@@ -180,9 +178,10 @@ def _step(
     total = 0.0
     for start in range(0, len(examples), settings.micro_batch_size):
         part = slice(start, start + settings.micro_batch_size)
-        logp = sequence_log_probability(model, examples[part], temperature)
-        loss = -(weights[part].to(logp.device) * logp).sum()
-        loss.backward()
+        with checkpointing(model, settings.gradient_checkpointing):
+            logp = sequence_log_probability(model, examples[part], temperature)
+            loss = -(weights[part].to(logp.device) * logp).sum()
+            loss.backward()
         total += loss.item()
     norm = torch.nn.utils.clip_grad_norm_([layer.p for layer in layers.values()], settings.max_grad_norm)
     if not torch.isfinite(norm) or total != total:
@@ -211,27 +210,49 @@ def _rollouts(
     """What the model answers to each problem, as tokens, and its reward of +1 or −1."""
     rollouts = []
     ends = end_tokens(model, tokenizer)
-    with parametrize.cached():
-        for start in range(0, len(batch), settings.rollout_batch_size):
-            part = batch[start : start + settings.rollout_batch_size]
-            prompts = [encode_prompt(tokenizer, p.prompt) for p in part]
-            ids, width = generate_ids(
-                model, tokenizer, prompts, skill.max_new_tokens, settings.temperature, generator_seed=seed + start
-            )
-            for problem, prompt, row in zip(part, prompts, ids[:, width:].tolist(), strict=True):
-                answer = reply(tokenizer, row, ends)
-                reward = 1.0 if skill.score(answer.text, problem) else -1.0
-                rollouts.append((Example(prompt, answer.ids), reward))
+    for start in range(0, len(batch), settings.rollout_batch_size):
+        part = batch[start : start + settings.rollout_batch_size]
+        prompts = [encode_prompt(tokenizer, p.prompt) for p in part]
+        ids, width = generate_ids(
+            model, tokenizer, prompts, skill.max_new_tokens, settings.temperature, generator_seed=seed + start
+        )
+        for problem, prompt, row in zip(part, prompts, ids[:, width:].tolist(), strict=True):
+            answer = reply(tokenizer, row, ends)
+            reward = 1.0 if skill.score(answer.text, problem) else -1.0
+            rollouts.append((Example(prompt, answer.ids), reward))
     return rollouts
 
 
 def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
     """log p(answer | prompt) = Σ_t log p(a_t | prompt, a_<t) of each example, (batch,), differentiable. p is the
     softmax of the logits divided by `temperature`."""
+
+    def of(logits: Tensor, said: Tensor) -> Tensor:
+        return -F.cross_entropy(logits.float() / temperature, said, reduction="none")
+
     ids, _, answers = batch = pad(examples, model.device)
-    logits = answer_logits(model, *batch).float() / temperature
-    logp = -F.cross_entropy(logits, ids[:, 1:][answers], reduction="none")
+    logp = torch.cat(by_slices(of, answer_logits(model, *batch), ids[:, 1:][answers]))
     return torch.stack([row.sum() for row in logp.split(answers.sum(1).tolist())])
+
+
+@contextmanager
+def checkpointing(model: "PreTrainedModel", on: bool = True) -> Iterator[None]:
+    """While open, each layer keeps its input alone for the gradient and is run again for it. The layers are told that
+    they train, and nothing in them: there is no dropout."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if on else []
+    if on and not layers:
+        raise InputError("expert.gradient_checkpointing: transformers has none for this architecture; leave it out")
+    if on:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        if on:
+            model.gradient_checkpointing_disable()
 
 
 def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:

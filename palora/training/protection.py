@@ -6,13 +6,14 @@ skill's input energy inside it, and of the new facts' (a good one covers the ski
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from palora.algebra.decomposition import Decomposition
 from palora.algebra.rules import (
     COMPONENT_RULES,
     EXPERT_RULES,
@@ -97,11 +98,11 @@ def protect(
         raise InputError("nothing is to be kept: every weight under keep is 0")
     weighed = statistics.weighed(weights) if rule in INPUT_RULES else {}
     skills = statistics.skills()
-    decompositions = {}
+    decomposed: Iterator[tuple[str, Decomposition]] = iter(())
     if rule in EXPERT_RULES and expert is not None:
-        decompositions = components(expert, model, modules)
+        decomposed = components(expert, model, modules)
     elif rule in COMPONENT_RULES:
-        decompositions = decompose_targets(model, modules)
+        decomposed = decompose_targets(model, modules)
 
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, Selection] = {}
@@ -110,9 +111,8 @@ def protect(
         if rule in INPUT_RULES and same in chosen:  # gate and up read one input
             chosen[name] = chosen[same]
             continue
-        evidence = Evidence(
-            decompositions.get(name), expert.scales[name] if expert else None, weighed.get(name), generator
-        )
+        _, d = next(decomposed, (name, None))
+        evidence = Evidence(d, expert.scales[name] if expert else None, weighed.get(name), generator)
         try:
             chosen[name] = RULES[rule](evidence, budget, sides)
         except InputError as error:

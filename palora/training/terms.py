@@ -18,17 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from palora.algebra.statistics import InputStatistics
 from palora.common.errors import InputError
 from palora.language.keep import Kept
-from palora.language.logits import answer_logits
+from palora.language.logits import answer_logits, by_slices
 from palora.language.prompts import Example, pad
 from palora.language.targets import weight as matrix
 from palora.training.lora import factors
-
-SLICE = 64  # tokens whose words are compared at once
 
 Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
 
@@ -77,17 +74,13 @@ class Drift:
 
 
 def divergence(before: Tensor, now: Tensor) -> Tensor:
-    """Σ KL(before ‖ now) of logits (places, vocabulary), in nats, differentiable.
-
-    By slices that are computed again for the gradient: log p and what comes of it are four more copies of the logits.
-    """
+    """Σ KL(before ‖ now) of logits (places, vocabulary), in nats, differentiable."""
 
     def of(before: Tensor, now: Tensor) -> Tensor:
         log_p, log_q = before.float().log_softmax(-1), now.float().log_softmax(-1)
         return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
-    slices = zip(before.split(SLICE), now.split(SLICE), strict=True)
-    return torch.stack([checkpoint(of, *both, use_reentrant=False) for both in slices]).sum()
+    return torch.stack(by_slices(of, before, now)).sum()
 
 
 @torch.no_grad()
