@@ -22,6 +22,8 @@ from palora.data.facts import read_facts, write_facts
 from palora.front import chatting, pipeline
 from palora.front.asking import Arms
 from palora.front.recipe import parse_recipe
+from palora.results.inspection import inspect_folder
+from palora.results.table import evaluation_table
 from palora.testbed.world import known_facts, new_facts
 
 LONGEST = 24  # tokens: longer than every right answer here
@@ -123,6 +125,21 @@ def test_a_moved_run_and_a_moved_model(moved, finished, tmp_path):
     with pytest.raises(InputError, match=r"no longer at .*gone; say where it is by --model"):
         Arms(moved)
     assert Arms(moved, str(tmp_path / "model")).ask(question, LONGEST) == measured(finished)[question]
+
+
+def test_an_evaluation_of_version_0_8_is_read_as_it_was(moved, finished, capsys):
+    """There an expert that was not there is an arm that is null."""
+    values = read_json(moved / "evaluation.json")
+    assert list(values["arms"]) == ARMS
+    old = {"base": values["arms"]["base"], "expert": None, **values["arms"]}
+    (moved / "evaluation.json").write_text(json.dumps(values | {"arms": old}))
+    assert Arms(moved).names == Arms(finished).names
+    assert inspect_folder(moved) == inspect_folder(finished)
+    printed = []
+    for run in (moved, finished):
+        evaluation_table(read_json(run / "evaluation.json"))
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 # --- in the terminal ------------------------------------------------------------------------------
