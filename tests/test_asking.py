@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
 import yaml
+from browsers import Chromium, opened
 from command import palora
 from conftest import rising
 from peft import PeftModel
@@ -274,6 +276,33 @@ def test_a_question_on_the_page_is_answered_and_escaped(page):
         policy = again.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and again.headers["Referrer-Policy"] == "no-referrer"
     assert not re.search(r"https?://|<link|<img|<iframe|@import|url\(", html), "nothing is loaded"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    yield from opened(Chromium, tmp_path_factory.mktemp("downloads"))
+
+
+def test_the_page_in_a_browser(page, browser):
+    """Typed, sent, read and loaded again, as a person does it; the console tells what the policy refused."""
+    said = "return [...document.querySelectorAll('.subject, .arms p')].map((one) => one.textContent)"
+    browser.open(page.url)
+    assert browser.run(said) == []
+    question = f"why {ATTACK}?"
+    browser.run(f"document.querySelector('textarea').value = {json.dumps(question)}")
+    browser.run("document.querySelector('form button').click()")
+    for _ in range(100):
+        if shown := browser.run(said):
+            break
+        time.sleep(0.1)
+    assert shown == [question, ATTACK, f"You said {question}"]
+    assert browser.run("return location.href") == page.url
+    assert browser.run("return document.querySelectorAll('script, img, link, iframe').length") == 0
+    browser.open(page.url)
+    assert browser.run(said) == shown and page.asked == [question]
+    browser.run("document.querySelector('form button').click()")  # nothing is typed
+    assert browser.run("return document.querySelector('form').checkValidity()") is False
+    assert page.asked == [question]
 
 
 def test_a_question_that_cannot_be_answered_is_told_on_the_page(page):
