@@ -8,12 +8,13 @@ from conftest import tiny_llama
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
+from palora.algebra.statistics import weighed
 from palora.common.errors import InputError
 from palora.common.metrics import read_metrics
 from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
-from palora.language.keep import Keep, weighed
+from palora.language.keep import Keep
 from palora.training.injection import Beside, inject
 from palora.training.protection import protect
 from palora.training.reporting import close, loggers
