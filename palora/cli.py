@@ -86,7 +86,7 @@ def demo(
 
 def run(
     given: Any,
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, paper, 24gb.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, 8b, 24gb, paper.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
     answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
