@@ -66,7 +66,7 @@ class Chromium:
     def __init__(self, folder):
         pytest.importorskip(
             "PyQt6.QtWebEngineCore",
-            reason="PyQt6-WebEngine is not installed (pip install PyQt6-WebEngine: 140 MB)",
+            reason="PyQt6-WebEngine is not installed (pip install PyQt6-WebEngine: half a GB)",
             exc_type=ImportError,
         )
         command = [sys.executable, str(HERE / "chromium.py"), str(folder)]
