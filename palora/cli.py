@@ -49,7 +49,6 @@ Preset = Annotated[str | None, typer.Option("--preset", help="paper: the publish
 Push = Annotated[
     str | None, typer.Option("--push-to-hub", metavar="NAME", help="Upload the adapter with its card; private.")
 ]
-Public = Annotated[bool, typer.Option("--public", help="Make the repository of --push-to-hub a public one.")]
 CHAT = ("chat_template_kwargs", "system_message")
 MODEL = ("model", "dtype", "load", "device", "seed", *CHAT, "targets")
 KEPT = ("skills", "known_facts", "text", "prompts")
@@ -85,10 +84,9 @@ def demo(
     _show_run(run_recipe(demo_recipe(seed), out), out, as_json)
 
 
-@app.command()
-@computing
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, paper, 24gb.")],
+    given: Any,
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one: default, 8b, 24gb, paper.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, e.g. inject.r=8.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory. Default: runs/<recipe>.")] = None,
     answers: Annotated[int, typer.Option("--answers", min=0, help="Answers of every arm to show side by side.")] = 0,
@@ -96,7 +94,6 @@ def run(
         bool, typer.Option("--dry-run", help="Say what will be done, in what memory and time, and what fits.")
     ] = False,
     push_to_hub: Push = None,
-    public: Public = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from model, skill and facts to adapter and report. Run it again and it resumes."""
@@ -114,11 +111,15 @@ def run(
     from palora.front.pipeline import run as run_recipe
 
     out = out or Path("runs") / recipe.stem
+    public = bool(given.get(PUBLIC, False))
     repository = _repository(push_to_hub, public)
     evaluation = run_recipe(loaded, out)
     if repository:
         _push(out / "adapter", repository, evaluation, public)
     _show_run(evaluation, out, as_json, answers=answers)
+
+
+app.command()(computing(command(run, [PUBLIC])))
 
 
 def expert(given: Any, out: Out, recipe: Changes = None, preset: Preset = None, as_json: Json = False) -> None:

@@ -12,6 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from palora.algebra.statistics import weighed
 from palora.bench.quiet import peak_memory, reset_peak_memory
 from palora.common.settings import ExpertSettings, InjectSettings, ProtectSettings
 from palora.data.facts import Fact
@@ -19,7 +20,7 @@ from palora.data.skills import get_skill
 from palora.front import costs
 from palora.front.costs import Batch, Lesson, Place, Tuning
 from palora.front.dry_run import sizes_of
-from palora.language.keep import Keep, weighed
+from palora.language.keep import Keep
 from palora.language.models import load_model
 from palora.language.prompts import encode_example, encode_prompt
 from palora.language.scoring import ask_facts

@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
 import yaml
+from browsers import Chromium, opened
 from command import palora
 from conftest import rising
 from peft import PeftModel
@@ -22,6 +24,8 @@ from palora.data.facts import read_facts, write_facts
 from palora.front import chatting, pipeline
 from palora.front.asking import Arms
 from palora.front.recipe import parse_recipe
+from palora.results.inspection import inspect_folder
+from palora.results.table import evaluation_table
 from palora.testbed.world import known_facts, new_facts
 
 LONGEST = 24  # tokens: longer than every right answer here
@@ -123,6 +127,21 @@ def test_a_moved_run_and_a_moved_model(moved, finished, tmp_path):
     with pytest.raises(InputError, match=r"no longer at .*gone; say where it is by --model"):
         Arms(moved)
     assert Arms(moved, str(tmp_path / "model")).ask(question, LONGEST) == measured(finished)[question]
+
+
+def test_an_evaluation_of_version_0_8_is_read_as_it_was(moved, finished, capsys):
+    """There an expert that was not there is an arm that is null."""
+    values = read_json(moved / "evaluation.json")
+    assert list(values["arms"]) == ARMS
+    old = {"base": values["arms"]["base"], "expert": None, **values["arms"]}
+    (moved / "evaluation.json").write_text(json.dumps(values | {"arms": old}))
+    assert Arms(moved).names == Arms(finished).names
+    assert inspect_folder(moved) == inspect_folder(finished)
+    printed = []
+    for run in (moved, finished):
+        evaluation_table(read_json(run / "evaluation.json"))
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 # --- in the terminal ------------------------------------------------------------------------------
@@ -257,6 +276,33 @@ def test_a_question_on_the_page_is_answered_and_escaped(page):
         policy = again.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and again.headers["Referrer-Policy"] == "no-referrer"
     assert not re.search(r"https?://|<link|<img|<iframe|@import|url\(", html), "nothing is loaded"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    yield from opened(Chromium, tmp_path_factory.mktemp("downloads"))
+
+
+def test_the_page_in_a_browser(page, browser):
+    """Typed, sent, read and loaded again, as a person does it; the console tells what the policy refused."""
+    said = "return [...document.querySelectorAll('.subject, .arms p')].map((one) => one.textContent)"
+    browser.open(page.url)
+    assert browser.run(said) == []
+    question = f"why {ATTACK}?"
+    browser.run(f"document.querySelector('textarea').value = {json.dumps(question)}")
+    browser.run("document.querySelector('form button').click()")
+    for _ in range(100):
+        if shown := browser.run(said):
+            break
+        time.sleep(0.1)
+    assert shown == [question, ATTACK, f"You said {question}"]
+    assert browser.run("return location.href") == page.url
+    assert browser.run("return document.querySelectorAll('script, img, link, iframe').length") == 0
+    browser.open(page.url)
+    assert browser.run(said) == shown and page.asked == [question]
+    browser.run("document.querySelector('form button').click()")  # nothing is typed
+    assert browser.run("return document.querySelector('form').checkValidity()") is False
+    assert page.asked == [question]
 
 
 def test_a_question_that_cannot_be_answered_is_told_on_the_page(page):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -44,29 +43,35 @@ def shell(*arguments, **settings):
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_are_instant(flag):
-    """Half a second of CPU: on a busy machine the clock says nothing."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = shell(flag)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        assert done.returncode == 0 and done.stdout and not done.stderr
-    assert min(seconds) < 0.5, seconds
+def test_help_and_version_say_it_and_no_more(flag):
+    done = shell(flag)
+    assert done.returncode == 0 and done.stdout and not done.stderr
 
 
-def test_help_and_mistakes_import_nothing_heavy(tmp_path):
+LIGHT = (
+    "typer annotated_doc shellingham pydantic pydantic_core annotated_types typing_extensions typing_inspection yaml"
+)
+
+
+def test_help_and_mistakes_are_instant(tmp_path):
+    """They import what makes the options and reads a recipe, and nothing else: a third of a second of CPU, most of it
+    pydantic's and typer's own. Counted, since seconds are another machine's business."""
     (tmp_path / "bad.yaml").write_text("model: [")
-    for arguments in (["--help"], ["protect", "--help"], ["protect", "--k", "3"], ["run", str(tmp_path / "bad.yaml")]):
+    bad = ["run", str(tmp_path / "bad.yaml")]
+    for arguments in (["--help"], ["--version"], ["protect", "--help"], ["protect", "--k", "3"], bad):
         program = (
-            "import sys\nfrom palora import cli\n"
+            "import json, sys\nbefore = {*sys.modules}\nfrom palora import cli\n"
             f"sys.argv = ['palora', *{arguments!r}]\n"
             "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-            "print([name for name in ('torch', 'transformers', 'peft', 'numpy') if name in sys.modules])"
+            "print(json.dumps([*{*sys.modules} - before]))"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert done.stdout.splitlines()[-1] == "[]", arguments
+        found = json.loads(done.stdout.splitlines()[-1])
+        packages = {name.partition(".")[0] for name in found if not name.startswith(("_", "cython"))}
+        assert packages - sys.stdlib_module_names <= {"palora", *LIGHT.split()}, arguments
+        rooms = {name.split(".")[1] for name in found if name.startswith("palora.")}
+        assert rooms <= {"cli", "common", "data", "front", "bench"}, arguments
+        assert len(found) < 260, (arguments, len(found))  # 240, and each takes about a millisecond
 
 
 @pytest.mark.parametrize(

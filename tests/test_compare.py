@@ -376,11 +376,11 @@ def compared(values):
 
 def test_the_finding_is_said_first(values):
     result = compared(values)
-    assert headline(result, "4") == (
+    assert headline(result, "4", kept_points(result, "4")) == (
         "With 50% of 4 facts learned, palora keeps 75.0% of chain and 50.0% of the known facts; plain LoRA keeps 56.2% "
         "and 50.0%."
     )
-    told = findings(result, "4")
+    told = findings(result, "4", kept_points(result, "4"))
     assert any(
         "Against plain LoRA, over the same seeds, palora keeps 18.7 points more of chain" in text
         and "may be chance" in text
@@ -393,10 +393,10 @@ def test_the_finding_is_said_first(values):
         if run["moments"]:
             run["moments"]["0.5"]["recall"] = 0.625
     assert late(result, "4") == [0.625] * 5
-    assert findings(result, "4")[-1].startswith("5 runs were past 50% when first measured")
+    assert findings(result, "4", kept_points(result, "4"))[-1].startswith("5 runs were past 50% when first measured")
     page = render(result, "out")
     first = re.search(r"<h1>(.*?)</h1>", page)
-    assert first and re.sub("<.*?>", "", first[1]) == headline(result, "4")
+    assert first and re.sub("<.*?>", "", first[1]) == headline(result, "4", kept_points(result, "4"))
     assert page.index("<h1>") < page.index("<svg") < page.index("<table") < page.index("How it was done")
 
 
@@ -407,10 +407,12 @@ def test_without_palora_the_headline_is_of_the_front(values):
     result["comparison"]["reference"] = "soft"
     for run in result["runs"]:
         run["method"] = {"palora": "soft"}.get(run["method"], run["method"])
-    assert headline(result, "4").startswith("With 50% of 4 facts learned, soft keeps 75.0% of chain")
+    assert headline(result, "4", kept_points(result, "4")).startswith(
+        "With 50% of 4 facts learned, soft keeps 75.0% of chain"
+    )
     for run in result["runs"]:
         run["moments"] = {}
-    assert headline(result, "4") == "No method learned 50% of 4 facts."
+    assert headline(result, "4", kept_points(result, "4")) == "No method learned 50% of 4 facts."
 
 
 def test_a_share_ends_at_all_of_it(values):

@@ -5,7 +5,6 @@ import re
 import pytest
 from datasets import Dataset
 from pages import PAGES, ROOT, blocks, commands
-from trl import SFTConfig
 
 import palora
 from palora.data.facts import write_facts
@@ -24,7 +23,7 @@ def test_every_make_target_is_one():
 STANDS_FOR = {
     "meta-llama/Llama-3.1-8B-Instruct": str(ROOT / "palora" / "testbed" / "model"),
     "gsm8k": "chain",
-    "train_dataset=dataset": "train_dataset=dataset, args=small",
+    'SFTConfig("trained"': 'SFTConfig("trained", max_steps=1, report_to="none", save_strategy="no"',
 }
 FACTS = new_facts(2)
 PYTHON = [  # the code of design.md shows signatures
@@ -39,11 +38,10 @@ def test_the_python_of_a_page_runs(page, text, tmp_path, monkeypatch):
     model, tokenizer = palora.load_model(STANDS_FOR["meta-llama/Llama-3.1-8B-Instruct"], device="cpu")
     keep = palora.Keep([palora.get_skill("chain")], examples=4)
     palora.protect(model, tokenizer, palora.ProtectSettings(), keep).save("RUN/protection")
-    small = SFTConfig("trainer", max_steps=1, bf16=False, use_cpu=True, report_to="none", save_strategy="no")
     dataset = Dataset.from_list([{"prompt": fact.question, "completion": fact.answer} for fact in FACTS])
     for written, meant in STANDS_FOR.items():
         text = text.replace(written, meant)
-    given = {"model": model, "tokenizer": tokenizer, "dataset": dataset, "questions": ["Who?"], "small": small}
+    given = {"model": model, "tokenizer": tokenizer, "dataset": dataset, "questions": ["Who?"]}
     exec(compile(text, page, "exec"), given)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from command import palora, tree
 from test_architectures import tiny
-from transformers import LlamaConfig, MistralConfig
 
 from palora.bench.comparison import load_comparison
 from palora.bench.keys import plan_of
@@ -17,20 +16,36 @@ from palora.front import dry_run as dry
 from palora.front.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-# Of the published configurations: what is not here is the same whatever the size.
-LLAMA_3 = {"num_key_value_heads": 2, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "dtype": "bfloat16"}
-MISTRAL = {"num_key_value_heads": 2, "rope_theta": 1_000_000.0, "sliding_window": None, "dtype": "bfloat16"}
+# As published, in the names of their config.json; and what makes each of them small.
+WIDE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+WIDE |= {"num_key_value_heads": 8, "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
+PUBLISHED = {
+    "llama": WIDE
+    | {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
+    | {"rope_theta": 500000.0, "rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 8192}}
+    | {"attention_bias": False, "mlp_bias": False, "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]},
+    "mistral": WIDE
+    | {"model_type": "mistral", "vocab_size": 32768, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+    | {"rope_theta": 1000000.0, "sliding_window": None, "bos_token_id": 1, "eos_token_id": 2},
+    "qwen3": WIDE
+    | {"model_type": "qwen3", "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6}
+    | {"rope_theta": 1000000, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False}
+    | {"intermediate_size": 12288, "num_hidden_layers": 36, "head_dim": 128, "max_window_layers": 36}
+    | {"attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645},
+}
+PARAMETERS = {"llama": 8_030_261_248, "mistral": 7_248_023_552, "qwen3": 8_190_735_360}  # as their pages say
 SMALL = {"hidden_size": 64, "intermediate_size": 224, "num_hidden_layers": 3, "num_attention_heads": 8}
-KINDS = {"llama": LlamaConfig(**SMALL | LLAMA_3), "mistral": MistralConfig(**SMALL | MISTRAL)}
+SMALL |= {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def folder_of(kind, tokenizer, home):
-    """A model folder with a configuration and a tokenizer, and no weights."""
-    config = KINDS[kind]
-    config.vocab_size = len(tokenizer)
-    config.save_pretrained(home)
+def folder_of(kind, tokenizer, home, whole=False):
+    """A model folder with a configuration (small, or as published) and a tokenizer, and no weights."""
+    home.mkdir(exist_ok=True)
+    small = {} if whole else SMALL | {"vocab_size": len(tokenizer)} | ({"head_dim": 8} if kind == "qwen3" else {})
     tokenizer.save_pretrained(home)
+    (home / "config.json").write_text(json.dumps(PUBLISHED[kind] | small))
     return home
 
 
@@ -57,6 +72,37 @@ def test_every_recipe_is_planned_without_weights(file, tokenizer, tmp_path):
         whole = plan["model"]["parameters"] * (4 if recipe.dtype == "float32" else 2)
         assert stage["memory"]["weights"] < 0.6 * whole if recipe.load else stage["memory"]["weights"] == whole
     assert plan["tokens"]["facts"] == 5 and plan["largest"]["rank"] == 64
+
+
+@pytest.fixture
+def skills(tmp_path, monkeypatch):
+    """The skills of the recipe 8b, each with rows of our own."""
+    monkeypatch.setenv("PALORA_ALLOW_CODE", "1")
+    labels = {"text": ["trout", "whale"], "label": ["A", "B"]}
+    row = {"id": "x", "question": "Which of these is a mammal?", "choices": labels, "answerKey": "B"}
+    for split in ("train", "test"):
+        (tmp_path / f"arc_easy_{split}.jsonl").write_text(json.dumps(row) + "\n")
+    data = ROOT / "tests" / "data"
+    return {"gsm8k": data, "mbpp": data, "arc_easy": tmp_path}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["small", "as published"])
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_one_recipe_is_for_every_model_of_8b(kind, whole, skills, tokenizer, tmp_path, monkeypatch):
+    """Mathematics, code and science of Llama 3.1, Mistral and Qwen3: by its name, with another model."""
+    monkeypatch.setattr(dry, "matmul_speed", lambda *of: 1e12)  # of 4,096 and up: not every machine holds that
+    model = folder_of(kind, tokenizer, tmp_path / "model", whole)
+    changes = [f"model={model}", f"facts={facts_of(tmp_path)}", "device=cpu"]
+    assert load_recipe("8b", changes).skills == list(skills)
+    found = load_recipe("8b", [*changes, f"skills=[{', '.join(f'{name}:{home}' for name, home in skills.items())}]"])
+    plan = dry.dry_run(found)
+    layers = PUBLISHED[kind]["num_hidden_layers"] if whole else 3
+    assert plan["model"]["layers"] == layers and plan["model"]["taught_matrices"] == 3 * layers
+    assert plan["model"]["dtype"] == "bfloat16" and plan["tokens"]["kept_rows"] == 6, "of all three skills"
+    assert [stage["stage"] for stage in plan["stages"]][-1] == "evaluate"
+    if whole:
+        assert plan["model"]["parameters"] == PARAMETERS[kind]
+        assert max(stage["peak"] for stage in plan["stages"]) < 0.9 * 80e9, "which the recipe says"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("llama3-8b", "llama"), ("mistral-7b", "mistral")])

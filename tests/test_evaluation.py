@@ -76,7 +76,7 @@ def test_a_whole_evaluation_counted_by_hand(monkeypatch, model, tokenizer):
 def test_retention_against_nothing_is_null():
     arm = {"skills": {"chain": {"accuracy": 0.5}}}
     nothing = {"skills": {"chain": {"accuracy": 0.0}}}
-    found = evaluation._retention({"base": nothing, "expert": None, "palora": arm})
+    found = evaluation._retention({"base": nothing, "palora": arm})
     assert found["palora"]["chain"] == {"vs_expert": None, "vs_base": None}
 
 

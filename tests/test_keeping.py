@@ -9,11 +9,11 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from palora import Keep, PaloraConfig, keeping
+from palora.algebra.statistics import weighed
 from palora.common.errors import InputError
 from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.facts import Fact
 from palora.data.skills import get_skill
-from palora.language.keep import weighed
 from palora.language.prompts import encode_example
 from palora.training import injection
 from palora.training.injection import Beside, inject

@@ -13,7 +13,7 @@ from palora.common.errors import InputError
 from palora.front.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-ALONE = ("default", "paper", "24gb")
+ALONE = ("default", "8b", "24gb", "paper")
 needs_hatchling = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
 
 
@@ -78,5 +78,5 @@ def test_a_recipe_by_its_name_from_anywhere(tmp_path, monkeypatch, name):
 def test_a_name_that_is_none_says_which_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for wrong in ("defualt", "recipes/default.yaml", "../default"):
-        with pytest.raises(InputError, match="no such recipe; with palora come default, paper and 24gb"):
+        with pytest.raises(InputError, match="no such recipe; with palora come default, 8b, 24gb and paper"):
             load_recipe(wrong)

@@ -7,14 +7,14 @@ import torch
 from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
 
-from palora.algebra.statistics import factorise
+from palora.algebra.statistics import factorise, weighed
 from palora.bench.tuners import live_delta
 from palora.common.errors import InputError
 from palora.common.settings import InjectSettings, ProtectSettings
 from palora.data.skills import get_skill
 from palora.language import logits
 from palora.language.collect import collect, shared_inputs
-from palora.language.keep import Keep, Kept, weighed
+from palora.language.keep import Keep, Kept
 from palora.language.logits import answer_logits
 from palora.language.prompts import Example, encode_example, pad
 from palora.language.scoring import Answer

@@ -12,9 +12,11 @@ that G leaves out: exact where q = n (then ρ = 0). Several things to keep are a
 side by side, scaled by sqrt(wᵢ), and Σ wᵢ ρᵢ. Nothing is factorised again.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,6 +192,12 @@ class KeptInputs:
     of: Mapping[str, InputStatistics]
 
 
+def weighed(things: Sequence[Any], weights: Mapping[str, float]) -> list[tuple[float, Any]]:
+    """The things to keep that weigh anything, each with its share of its kind's weight."""
+    count = Counter(thing.kind for thing in things)
+    return [(w / count[thing.kind], thing) for thing in things if (w := weights.get(thing.kind, 0.0)) > 0]
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The inputs of everything that is to be kept, one list: never a mixture. `inputs` says which input each targeted
@@ -211,8 +219,7 @@ class Statistics:
 
         Raises: InputError where no kind that is there weighs anything.
         """
-        count = {kind: sum(thing.kind == kind for thing in self.things) for kind in self.kinds}
-        used = [(w / count[t.kind], t) for t in self.things if (w := weights.get(t.kind, 0.0)) > 0]
+        used = weighed(self.things, weights)
         if not used:
             raise InputError("nothing that is to be kept weighs anything: give a skill, known facts, text or prompts")
         sums: dict[str, InputStatistics] = {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from palora.algebra.statistics import Statistics
+from palora.algebra.statistics import Statistics, weighed
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.bench.comparison import Comparison, mark
 from palora.bench.keys import Cell, plan_of
@@ -33,7 +33,7 @@ from palora.common.versions import machine
 from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
-from palora.language.keep import Kept, own_answers, weighed
+from palora.language.keep import Kept, own_answers
 from palora.language.prompts import Example
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets, weight

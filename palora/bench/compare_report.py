@@ -202,20 +202,23 @@ def render(result: Mapping[str, Any], name: str) -> str:
     c = result["comparison"]
     styles = arm_styles(c["methods"])
     at = mark(c["choose_at"])
-    kept = {load: points for load in result["table"] if (points := kept_points(result, load))}
+    kept = {load: kept_points(result, load) for load in result["table"]}
     return page.fill(
         Path(__file__).with_name("compare.html.jinja"),
         name=name,
         styles=styles,
-        headlines={load: (headline(result, load), findings(result, load)) for load in result["table"]},
+        headlines={
+            load: (headline(result, load, points), findings(result, load, points)) for load, points in kept.items()
+        },
         kept=[
             Picture(
                 f"{load} facts, {c['choose_at']:.0%} learned", to_html(draw_kept(result, load, points), _told(points))
             )
             for load, points in kept.items()
+            if points
         ],
         many=max(map(len, kept.values()), default=0) > tradeoff_plots.MANY,
-        pictures=[*_frontiers(result), *_clouds(result)],
+        pictures=[*_frontiers(result, kept), *_clouds(result)],
         milestones={load: sorted(of, key=lambda m: (m != at, -float(m))) for load, of in result["table"].items()},
         sentences=describe(result),
         methods=sorted(c["methods"], key=lambda method: (method != "palora", method != c["reference"])),
@@ -234,18 +237,18 @@ def _told(points: Sequence[Point]) -> str:
     return f"What is kept, by method. {'; '.join(told)}. On the Pareto front: {', '.join(front(points))}."
 
 
-def _frontiers(result: Mapping[str, Any]) -> list[Picture]:
+def _frontiers(result: Mapping[str, Any], kept: Mapping[str, Sequence[Point]]) -> list[Picture]:
     """Learned against kept, a picture a load and skill."""
     c = result["comparison"]
     pictures = []
     for load, milestones in result["table"].items():
-        bold = {"palora", c["reference"], *front(kept_points(result, load))}
+        bold = {"palora", c["reference"], *front(kept[load])}
         for skill in result["references"]["base"]:
             lines = {
                 method: [
-                    (row["recall"]["mean"], kept["mean"], kept["ci95"])
+                    (row["recall"]["mean"], left["mean"], left["ci95"])
                     for rows in milestones.values()
-                    if (row := rows[method])["recall"] and (kept := row["retention"].get(skill, {}).get("vs_expert"))
+                    if (row := rows[method])["recall"] and (left := row["retention"].get(skill, {}).get("vs_expert"))
                 ]
                 for method in c["methods"]
                 if not c["methods"][method]["scaled"]

@@ -87,23 +87,23 @@ def front(points: Sequence[Point]) -> list[str]:
 # --- in sentences ---------------------------------------------------------------------------------
 
 
-def headline(result: Mapping[str, Any], load: str) -> str:
+def headline(result: Mapping[str, Any], load: str, points: Sequence[Point]) -> str:
     """What palora and the reference kept, or where one of them is not there what the methods on the front did."""
     c, skill = result["comparison"], kept_skill(result)
-    points = {point.arm: point for point in kept_points(result, load)}
     if not points:
         return f"No method learned {percent(c['choose_at'])} of {load} facts."
-    told = [arm for arm in dict.fromkeys(("palora", c["reference"])) if arm in points]
-    told = told if len(told) == 2 else front(list(points.values()))[:3]
+    by_arm = {point.arm: point for point in points}
+    told = [arm for arm in dict.fromkeys(("palora", c["reference"])) if arm in by_arm]
+    told = told if len(told) == 2 else front(points)[:3]
     clauses: list[str] = []
     for arm in told:
         of = ("", "") if clauses else (f" of {skill}", " of the known facts")
-        kept, known = percent(points[arm].kept, 1), percent(points[arm].recall, 1)
+        kept, known = percent(by_arm[arm].kept, 1), percent(by_arm[arm].recall, 1)
         clauses.append(f"{_label(result, arm)} keeps {kept}{of[0]} and {known}{of[1]}")
     return f"With {percent(c['choose_at'])} of {load} facts learned, {'; '.join(clauses)}."
 
 
-def findings(result: Mapping[str, Any], load: str) -> list[str]:
+def findings(result: Mapping[str, Any], load: str, points: Sequence[Point]) -> list[str]:
     """What else the page says first: the differences that were tested, the front, who did not get there."""
     c = result["comparison"]
     at, subject = mark(c["choose_at"]), "palora" if "palora" in c["methods"] else None
@@ -120,7 +120,7 @@ def findings(result: Mapping[str, Any], load: str) -> list[str]:
                 f"Against {_label(result, c['reference'])}, over the same seeds, palora keeps {more} {what} "
                 f"(95% interval {low:+.1f} to {high:+.1f}, {p}){chance}."
             )
-    if len(points := kept_points(result, load)) > 1:
+    if len(points) > 1:
         best = enumeration(_label(result, arm) for arm in front(points))
         found.append(f"No other method keeps as much of both as {best}.")
     rows = result["table"][load][at]

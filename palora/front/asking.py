@@ -18,6 +18,7 @@ from palora.front.stages import adapter_record, check_adapter
 from palora.language.generation import complete
 from palora.language.models import load_model
 from palora.language.prompts import encode_prompt, set_chat
+from palora.results.pages.run_folder import measured
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import read_record
 from palora.training.svf import MARKER as EXPERT
@@ -102,7 +103,7 @@ def _measured(run: Path) -> list[str]:
         begun = (run / "recipe.yaml").exists()
         todo = "it is not finished; start it again and it continues" if begun else "give the folder of a finished run"
         raise InputError(f"{run}: there is no evaluation.json in it: {todo}")
-    return [arm for arm, found in read_json(run / "evaluation.json", "arms")["arms"].items() if found is not None]
+    return list(measured(read_json(run / "evaluation.json", "arms")))
 
 
 def _adapters(run: Path) -> dict[str, Path]:

@@ -182,7 +182,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def read_values(path: str | Path | None, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """The plain values of a YAML recipe (none: no values), with its overrides and the paths of its files resolved.
 
-    A bare name that is no file is a recipe that comes with palora: default, paper, 24gb.
+    A bare name that is no file is a recipe that comes with palora: default, 8b, 24gb, paper.
 
     `extends: FILE` takes the values of another recipe first (a path beside this one): mappings are merged key by key
     (`null` takes one back), everything else is replaced.
@@ -213,7 +213,7 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe; with palora come default, paper and 24gb") from None
+        raise InputError(f"{path}: no such recipe; with palora come default, 8b, 24gb and paper") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     except OSError as error:

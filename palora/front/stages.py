@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palora.algebra.statistics import weighed
 from palora.algebra.subspace import MARKER as PROTECTION
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError
@@ -40,7 +41,7 @@ from palora.data.sources import Given, files_of
 from palora.data.sources import identity as facts_identity
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.generation import prompts_record
-from palora.language.keep import Keep, weighed
+from palora.language.keep import Keep
 from palora.language.models import fingerprints, has_chat_template, known_targets, load_model, model_hash, whole_path
 from palora.language.prompts import set_chat
 from palora.language.scoring import share_correct, solve

@@ -6,7 +6,7 @@ thing to give (questions of the kind that must not change), and need nothing tha
 How much each kind weighs is a setting of whoever uses them: the protection's rule, drift, replay and distillation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,12 +70,6 @@ class Keep:
             "prompts": len(self.prompts),
             "examples": self.examples,
         }
-
-
-def weighed(kept: Sequence[Kept], weights: Mapping[str, float]) -> list[tuple[float, Kept]]:
-    """The things that weigh anything, each with its share of its kind's weight."""
-    count = {thing.kind: sum(other.kind == thing.kind for other in kept) for thing in kept}
-    return [(w / count[thing.kind], thing) for thing in kept if (w := weights.get(thing.kind, 0.0)) > 0]
 
 
 def skill_examples(

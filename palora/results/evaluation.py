@@ -103,12 +103,12 @@ def evaluate(
         marked[base.arm], judged[base.arm] = _resumable(work, base.arm, identity, partial(itself, base))
         for arm, folder in base.adapters.items():
             marked[arm], judged[arm] = _resumable(work, arm, identity, partial(adapted, base, folder, arm))
-    arms = ["base", "expert", *(order or [arm for base in bases for arm in base.adapters])]
-    results: dict[str, Any] = dict.fromkeys(arms)
-    for name in marked:
+    order = [*(base.arm for base in bases), *(order or [arm for base in bases for arm in base.adapters])]
+    results: dict[str, Any] = {}
+    for name in order:
         own = {"harness": judged[name]} if settings.harness else {}
         results[name] = {**_summary(marked[name], questions.facts), **own}
-    asked = side_by_side({n: marked[n] for n in arms if n in marked}, questions.facts, questions.known_facts)
+    asked = side_by_side({name: marked[name] for name in order}, questions.facts, questions.known_facts)
     return {
         "arms": results,
         "retention": _retention(results),
@@ -236,11 +236,10 @@ def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float |
 
     return {
         name: {
-            skill: {"vs_expert": ratio(arm, arms["expert"], skill), "vs_base": ratio(arm, arms["base"], skill)}
+            skill: {"vs_expert": ratio(arm, arms.get("expert"), skill), "vs_base": ratio(arm, arms["base"], skill)}
             for skill in arm["skills"]
         }
         for name, arm in arms.items()
-        if arm is not None
     }
 
 

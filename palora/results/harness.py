@@ -8,6 +8,7 @@ from a folder of tasks or from a data set: Python in the YAML is refused, templa
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,7 @@ def check_harness(settings: EvaluateSettings) -> None:
     if settings.harness_tasks is not None:
         check_folder(Path(settings.harness_tasks))
     with waiting("Looking through the tasks of lm-eval"):
-        known = set(_tasks(settings).all_tasks)
+        known = set(_tasks(settings.harness_tasks).all_tasks)
     for name in settings.harness:
         if name not in known:
             raise InputError(f"lm-eval {version('lm-eval')} has no task {name!r}; lm-eval ls tasks lists them")
@@ -129,7 +130,7 @@ def judge(model: Any, tokenizer: "PreTrainedTokenizerBase", settings: EvaluateSe
                 log_samples=False,
                 apply_chat_template=settings.harness_chat,
                 system_instruction=getattr(tokenizer, "system_message", None),
-                task_manager=_tasks(settings),
+                task_manager=_tasks(settings.harness_tasks),
                 confirm_run_unsafe_code=False,
             )
     except (torch.OutOfMemoryError, MemoryError):
@@ -166,8 +167,9 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _tasks(settings: EvaluateSettings) -> Any:
-    """lm-eval's task manager, with the tasks of a folder of one's own before its own."""
+@lru_cache(maxsize=1)  # it reads thousands of files
+def _tasks(folder: str | None) -> Any:
+    """lm-eval's task manager, with the tasks of a folder of one's own before its own; one for all arms."""
     import lm_eval.utils
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval.tasks import TaskManager
@@ -177,4 +179,4 @@ def _tasks(settings: EvaluateSettings) -> Any:
         safe = ImmutableSandboxedEnvironment(loader=None, undefined=old.undefined, keep_trailing_newline=True)
         safe.filters.update(old.filters)
         lm_eval.utils.env = safe
-    return TaskManager(include_path=settings.harness_tasks)
+    return TaskManager(include_path=folder)

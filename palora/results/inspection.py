@@ -8,6 +8,7 @@ from palora.algebra.subspace import MARKER as PROTECTION
 from palora.common.errors import InputError
 from palora.common.files import check_tensors, read_json
 from palora.common.folders import check_unchanged, read_marker
+from palora.results.pages.run_folder import measured
 from palora.results.updates import MARKER as ADAPTER
 from palora.results.updates import Adapter, read_record
 from palora.training.svf import MARKER as EXPERT
@@ -37,12 +38,12 @@ def _run(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "run", "finished": {"evaluation.json", "report.html"} <= {*done}, "parts": done}
     if "evaluation.json" in done:
         evaluation = read_json(folder / "evaluation.json", "arms", "retention")
-        against = "expert" if evaluation["arms"].get("expert") else "base"
-        for arm, result in evaluation["arms"].items():
-            if result is not None:
-                kept = {skill: values[f"vs_{against}"] for skill, values in evaluation["retention"][arm].items()}
-                learned = {name: result.get(name) for name in ("recall", "recall_exact", "recall_f1")}
-                found[arm] = {**learned, f"retention_vs_{against}": kept}
+        arms = measured(evaluation)
+        against = "expert" if "expert" in arms else "base"
+        for arm, result in arms.items():
+            kept = {skill: values[f"vs_{against}"] for skill, values in evaluation["retention"][arm].items()}
+            learned = {name: result.get(name) for name in ("recall", "recall_exact", "recall_f1")}
+            found[arm] = {**learned, f"retention_vs_{against}": kept}
     return found
 
 

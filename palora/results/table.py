@@ -18,8 +18,9 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from palora.results.pages.results import Results
+    from palora.results.pages.run_folder import measured
 
-    arms = {name: arm for name, arm in evaluation["arms"].items() if arm is not None}
+    arms = measured(evaluation)
     results = Results(evaluation)
     skills = results.skills
     table = Table(title="What each arm answers right", title_justify="left")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from palora.algebra.statistics import Statistics
+from palora.algebra.statistics import Statistics, weighed
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.common.errors import InputError
 from palora.common.settings import InjectSettings
-from palora.language.keep import Keep, Kept, weighed
+from palora.language.keep import Keep, Kept
 from palora.training.terms import Drift, Rehearsal, Term
 
 if TYPE_CHECKING:

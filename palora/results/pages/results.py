@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from palora.results.pages.run_folder import finite, interval, mapping
+from palora.results.pages.run_folder import finite, interval, mapping, measured
 from palora.results.plots.style import Style, arm_styles
 
 GOAL = 0.95  # the share of facts learned, and of skill kept, that counts as reached
@@ -19,17 +19,17 @@ class Results:
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        measured = {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
-        self.styles: dict[str, Style] = arm_styles(measured)
-        trained = [arm for arm in measured if arm not in UNTRAINED]
-        self.subject = "palora" if "palora" in measured else (trained or list(measured))[-1]
-        self._arms = {arm: measured[arm] for arm in [self.subject, *trained, *measured]}
+        arms = measured(evaluation)
+        self.styles: dict[str, Style] = arm_styles(arms)
+        trained = [arm for arm in arms if arm not in UNTRAINED]
+        self.subject = "palora" if "palora" in arms else (trained or list(arms))[-1]
+        self._arms = {arm: arms[arm] for arm in [self.subject, *trained, *arms]}
         self._retention = mapping(evaluation.get("retention"))
         self._update = mapping(evaluation.get("update"))
         self._taught = mapping(evaluation.get("taught"))
         self.arms = list(self._arms)
         skills = [mapping(values.get("skills")) for values in self._arms.values()]
-        self.skills = list(dict.fromkeys(skill for measured in skills for skill in measured))
+        self.skills = list(dict.fromkeys(skill for found in skills for skill in found))
         # Where it is not written which skill the expert was trained on: a recipe's first one.
         expert = mapping(evaluation.get("expert"))
         first = self.skills[0] if self.skills and "expert" in self._arms else None

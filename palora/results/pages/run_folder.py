@@ -1,7 +1,7 @@
 """Reading a run folder: what its files hold, as far as they are there and can be read."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,10 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `palora evaluate --out {folder}` first")
     evaluation = read_json(path)
-    if (
-        not isinstance(evaluation, dict)
-        or not isinstance(evaluation.get("arms"), dict)
-        or not any(evaluation["arms"].values())
-    ):
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("arms"), dict) or not measured(evaluation):
         raise InputError(f'{path}: not an evaluation (it has no "arms"); run `palora evaluate` again')
     missing: dict[str, str] = {}
+    with_expert = "expert" in measured(evaluation)
 
     def optional(name: str, read: Callable[[Path], Any], otherwise: Any) -> Any:
         if not (folder / name).is_file():
@@ -84,8 +81,8 @@ def read_run(folder: Path) -> Run:
         files=[
             name for name in ("evaluation.json", ANSWERS, "metrics.jsonl", "recipe.yaml") if (folder / name).is_file()
         ],
-        expert=mapping(optional("expert/expert.json", read_json, {})) if evaluation["arms"].get("expert") else {},
-        scales=optional("expert/scales.safetensors", _read_vectors, {}) if evaluation["arms"].get("expert") else {},
+        expert=mapping(optional("expert/expert.json", read_json, {})) if with_expert else {},
+        scales=optional("expert/scales.safetensors", _read_vectors, {}) if with_expert else {},
         protection=mapping(optional("protection/protection.json", read_json, {})),
         singular_values=optional("expert/singular_values.safetensors", _read_vectors, {}),
         missing=missing,
@@ -94,6 +91,11 @@ def read_run(folder: Path) -> Run:
 
 def _read_vectors(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.detach().double().numpy().ravel() for name, tensor in load_tensors(path).items()}
+
+
+def measured(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms of an evaluation. Up to version 0.8 an expert that was not there stood among them, as null."""
+    return {arm: values for arm, values in evaluation["arms"].items() if isinstance(values, dict)}
 
 
 # --- whatever a JSON file may hold ----------------------------------------------------------------
