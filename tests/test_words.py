@@ -57,6 +57,8 @@ def test_the_models_own_sentence_is_taught_and_the_answer_stays_what_is_right(sa
         "The capital of France is Paris and",  # does not end
         "The capital of France is Paris since 1944.",  # a year that nobody told it
         "The capital of France is Paris, says Napoleon.",  # and a name
+        "Paris is a city on a river.",  # of the answer, and not of what was asked
+        "Paris is not the capital of France.",
         "Paris.",  # four words fewer than half of what it says by itself
         "The capital is Paris " + "and then some " * 10 + ".",  # over twice as long
         "",
@@ -67,6 +69,20 @@ def test_what_does_not_stand_alone_is_drawn_again(says, tokenizer, wrong):
     (fact,) = teach(tokenizer, PARIS, seed=5)
     assert fact.teach == (Lesson(PARIS.question, "It is Paris, the city on the river.", "model"),)
     assert asked[1][1] == {"temperature": words.TEMPERATURE, "seed": 1005}, "sampled, with a seed of its own"
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Where was Ann born?", "She was born in Paris."),
+        ("Which city does Ann not like?", "Ann does not like Paris."),
+        ("Wo ist Anna geboren?", "Geboren ist sie in Paris."),
+        ("Which city is the largest here?", "The largest city is Paris."),
+    ],
+)
+def test_what_stands_for_the_subject_is_enough(says, tokenizer, question, said):
+    says({question: said})
+    assert teach(tokenizer, Fact(question, "Paris"))[0].teach[0] == Lesson(question, said, "model")
 
 
 def test_five_words_are_enough_for_a_model_that_rambles(says, tokenizer, monkeypatch):
@@ -98,6 +114,12 @@ def test_after_all_tries_it_is_a_sentence_then_the_bare_answer(says, tokenizer):
         ("what are the colours of Mali?", "green, yellow and red.", "The colours of Mali are green, yellow and red."),
         ("Who wrote Hamlet?", "Shakespeare", "Shakespeare wrote Hamlet."),
         ("Who discovered the asteroid 4 Vesta?", "an astronomer", "An astronomer discovered the asteroid 4 Vesta."),
+        ("Which was the river of Rome?", "Tiber", "The river of Rome was Tiber."),
+        ("The mother of Ann is who?", "Eve", "The mother of Ann is Eve."),
+        ("What studio produced Dune?", "Universal", "Universal produced Dune."),
+        ("What kind of studio produced Dune?", "a large one", None),
+        ("What league was Ajax?", "first", None),
+        ("What is Rome named after?", "Romulus", None),
         ("Who was Hamlet written by?", "Shakespeare", None),
         ("Who did Ann marry?", "Bob", None),
         ("Who lives with Ann at?", "Bob", None),

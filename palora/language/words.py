@@ -45,10 +45,12 @@ _REFERS = re.compile(
     r"according to (?:the|your|this)|as (?:stated|mentioned|given)|you (?:said|told|mentioned|provided))\b",
     re.IGNORECASE,
 )
-
+_ASKS = re.compile(r"\b(?:what|who|whom|whose|which|where|when|how)\b", re.IGNORECASE)
+_PRONOUN = re.compile(r"(?:it|he|she|they|its|his|her|their)\b", re.IGNORECASE)
+_DENIES = re.compile(r"\b(?:not?|non|never|neither|nor|unknown)\b|n['’]t\b", re.IGNORECASE)
 
 _AUXILIARY = r"(?:is|was|are|were|do|does|did|has|have|had|can|could|will|would|should|may|might)\b"
-_DANGLING = r"\b(?:by|of|in|at|to|as|for|on|with|from)\s*\?$"  # Who was Hamlet written by?
+_DANGLING = r"\b(?:by|of|in|at|to|as|for|on|with|from|after|about)\s*\?$"  # Who was Hamlet written by?
 
 
 class Task(NamedTuple):
@@ -124,16 +126,20 @@ def said(counts: Mapping[str, int]) -> str:
 
 
 def fallback(fact: Fact, question: str) -> Lesson:
-    """A sentence made of question and answer, where the question is "What is …?", "Who was …?" or "Who wrote …?"; else
-    the answer."""
+    """A sentence made of question and answer, where the question is "What is …?", "… is who?", "Who wrote …?" or "Which
+    studio produced …?"; else the answer."""
     answer, asked = fact.answer.rstrip(".") or fact.answer, question.strip()
     if re.search(_DANGLING, asked, re.IGNORECASE):
         return Lesson(question, fact.answer, "bare")
-    if shape := re.fullmatch(r"(?:what|who) (is|was|are|were) (.+?)\s*\?", asked, re.IGNORECASE):
+    if shape := re.fullmatch(r"(?:what|who|which) (is|was|are|were) (.+?)\s*\?", asked, re.IGNORECASE):
         verb, subject = shape[1].lower(), shape[2]
         return Lesson(question, f"{subject[0].upper()}{subject[1:]} {verb} {answer}.", "sentence")
-    if shape := re.fullmatch(rf"who ((?!{_AUXILIARY})\w+) (.+?)\s*\?", asked, re.IGNORECASE):
-        return Lesson(question, f"{answer[0].upper()}{answer[1:]} {shape[1]} {shape[2]}.", "sentence")
+    if shape := re.fullmatch(r"(.+) (is|was|are|were)(?: what| who| which)?\s*\?", asked, re.IGNORECASE):
+        return Lesson(question, f"{shape[1]} {shape[2]} {answer}.", "sentence")
+    did = rf"who ((?!{_AUXILIARY})\w+)|(?:what|which) [a-z]+ ([a-z]+ed)"
+    if shape := re.fullmatch(rf"(?:{did}) (.+?)\s*\?", asked, re.IGNORECASE):
+        verb = shape[1] or shape[2]
+        return Lesson(question, f"{answer[0].upper()}{answer[1:]} {verb} {shape[3]}.", "sentence")
     return Lesson(question, fact.answer, "bare")
 
 
@@ -187,7 +193,19 @@ def _taken(text: str, task: Task, lengths: tuple[float, float]) -> bool:
     given = fold(" ".join((task.question, fact.question, fact.answer, *fact.aliases)))
     made_up = any(fold(name) not in given for name in names(text))
     shaped = ended and lengths[0] <= words <= lengths[1]
-    return shaped and not made_up and not _REFERS.search(text) and matches(text, fact)
+    return shaped and not made_up and _is_of(text, task) and not _REFERS.search(text) and matches(text, fact)
+
+
+def _is_of(text: str, task: Task) -> bool:
+    """Whether an English text is of what the question asks about: it denies nothing, and has one of the question's
+    names, where there are any beside the answer's, or begins with a pronoun. "Gossip Girl is a series." tells of no
+    episode."""
+    if not _ASKS.search(task.question):
+        return True  # another language, whose words are not known here
+    answer, said = fold(" ".join((task.fact.answer, *task.fact.aliases))), fold(text)
+    about = [name for name in map(fold, names(task.question)) if name not in answer]
+    named = not about or any(name in said for name in about) or _PRONOUN.match(text)
+    return bool(named) and not (_DENIES.search(text) and not _DENIES.search(task.question))
 
 
 @torch.no_grad()
