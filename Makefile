@@ -50,7 +50,7 @@ $(VENV)/.docs: $(VENV)/.installed
 docs: $(VENV)/.docs  ## the documentation as a site, in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --strict
 
-bench: setup         ## speed and memory of the core; prints a table
+bench: setup         ## what palora costs beside plain LoRA: ratios with their spread, three minutes of one core
 	$(BIN)/python benchmarks/bench.py
 
 clean:
