@@ -106,9 +106,9 @@ the distillation; and of the expert {TUNING.rows.rows} rows of {TUNING.rows.toke
 64 answers written at once. *Scaled* is W(z) beside W. Not counted: the CUDA context (about 0.5 GB) and what the
 allocator keeps; leave a tenth free.
 
-**palora works in one process on one device.** It does not shard a model over several, so eight cards of 80 GB are for
-it one of 80 GB. The 70B and 405B are here to say what they would take, not that they run. Cards are counted as if a GB
-were 2³⁰ bytes.
+**Counted is one process on one device.** Injection alone can be sharded ([the guide](guide.md), "Several devices"), and
+every process loads the whole model first, so eight cards of 80 GB are here one of 80 GB. The 70B and 405B are here to
+say what they would take, not that they run. Cards are counted as if a GB were 2³⁰ bytes.
 
 ## What fits
 

@@ -18,6 +18,7 @@ import typer
 from palora import __version__
 from palora.common.errors import InputError, PaloraError
 from palora.common.progress import waiting
+from palora.common.ranks import alone, first_speaks
 from palora.common.settings import (
     PLAIN,
     EvaluateSettings,
@@ -62,11 +63,13 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "inject":
+        alone()
 
 
 @app.command()
@@ -174,11 +177,13 @@ def inject(
         said = {option.key.removeprefix("inject.") for option in given} | (set() if control else {"targets_by"})
         plain = plan.inject.model_copy(update={key: value for key, value in PLAIN.items() if key not in said})
         plan = plan.model_copy(update={"inject": plain})
-    _load_libraries()
-    from palora.front import stages
+    with first_speaks(out) as mine:
+        _load_libraries()
+        from palora.front import stages
 
-    stages.inject(plan, out, protection, control, "palora" if protection and not control else "lora")
-    _show_folder(out, as_json)
+        stages.inject(plan, mine, protection, control, "palora" if protection and not control else "lora")
+        if mine == out:
+            _show_folder(out, as_json)
 
 
 def evaluate(

@@ -80,6 +80,7 @@ WHY_NOT = {
     "palora spectrum --model palora/testbed/model": "reads the run of `palora demo`",
     "palora protect --model QWEN": "needs a pretrained model and its data",
     "vllm serve": "needs a GPU",
+    "torchrun": "test_sharding.py starts two processes",
     "palora run default model=meta-llama/Llama-3.1-8B-Instruct facts=facts.jsonl --push-to-hub": "the Hub: test_hub.py",
     "palora export --adapter RUN/adapter --out LORA --push-to-hub": "the Hub: test_hub.py",
     "python LLAMA/": "needs a checkout of llama.cpp",

@@ -32,6 +32,7 @@ from palora.common.folders import (
 )
 from palora.common.hashes import hash_file, hash_value
 from palora.common.progress import waiting
+from palora.common.ranks import processes, rank
 from palora.common.settings import EvaluateSettings, InjectSettings, KeepSettings
 from palora.common.versions import command, versions
 from palora.data.facts import Fact, besides, read_facts, write_facts
@@ -58,6 +59,8 @@ from palora.results.updates import Adapter, measure_update, read_record
 from palora.training import expert as expert_training
 from palora.training import injection, protection
 from palora.training.injection import Beside, with_drift_where_possible
+from palora.training.sharding import gathered
+from palora.training.sharding import prepare as prepare_together
 from palora.training.svf import MARKER as EXPERT
 from palora.training.svf import MODEL, Expert
 
@@ -155,6 +158,7 @@ def inject(
     if plan.facts is None:
         raise InputError("there is nothing to teach: give --facts")
     new, settings = read_facts(plan.facts), with_distillation(plan)
+    prepare_together(settings, plan.load)
     subspaces = ProtectedSubspaces.load(protected) if protected else None
     kinds = subspaces.statistics if subspaces else ProtectedSubspaces({}).statistics
     settings = with_drift_where_possible(settings, kinds)
@@ -194,10 +198,14 @@ def inject(
         taught = told(new) if how in WRITTEN else {how: len(new)}
         beside = Beside(arm, names, kinds, rows, share)
         adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, beside, plan.seed)
+        state = gathered(adapted) if processes() > 1 else None
+        if rank():
+            return
         with new_folder(out, ADAPTER) as staging:
-            adapted.save_pretrained(str(staging), safe_serialization=True)
+            adapted.save_pretrained(str(staging), safe_serialization=True, state_dict=state)
             _name_base(staging, whole_path(plan.model))
-            modules = find_targets(_as_before(adapted, model), names)
+            before = Models().load(plan)[0] if state else _as_before(adapted, model)  # what is sharded is not read
+            modules = find_targets(before, names)
             rule = constraint.record if constraint else {"rule": "none", "sides": None, "budget": {}, "coverage": None}
             with waiting("Measuring the update"):
                 update = measure_update(Adapter.load(staging), modules, subspaces, kinds.skills())

@@ -1,7 +1,6 @@
 """Load a model, and know its matrices again later."""
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -170,8 +169,6 @@ def check_source(path: str, dtype: str = "auto", device: str | None = None) -> N
         _check_folder(Path(path))
     else:
         check_hub_name(path)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("palora works in one process on one device; start it without torchrun or accelerate launch")
     if device and device.startswith("cuda:") and device != "cuda:0":
         raise InputError(f"choose the GPU by CUDA_VISIBLE_DEVICES={device[5:]} and leave --device out")
     try:

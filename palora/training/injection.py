@@ -32,6 +32,7 @@ from palora.language.models import fingerprints
 from palora.language.prompts import asked_how, chat_kwargs, check_facts, encode_example, messages
 from palora.language.targets import find_targets, taught
 from palora.language.words import TOLD
+from palora.training import sharding
 from palora.training.keeping import loss_terms, with_terms
 from palora.training.lora import is_plain_product, lora_model, trained_parameters
 from palora.training.reporting import TENSORBOARD, close, loggers, place, reporter
@@ -250,18 +251,15 @@ def _trainer(
 
         own, trainer, config = {"max_length": None, "packing": False}, SFTTrainer, SFTConfig
     arguments = config(
-        **own,
+        **{**own, **sharding.arguments(model, settings, steps_per_epoch)},
         output_dir=str(work / "checkpoints"),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=device != "cpu" if settings.bf16 is None else settings.bf16,
-        save_strategy="steps",
-        save_steps=settings.checkpoint_every or steps_per_epoch,
         save_total_limit=2,  # one is whole while the next is written
         logging_steps=max(1, steps_per_epoch // 4),
         logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away

@@ -43,6 +43,7 @@ from palora.common.errors import InputError
 from palora.common.hashes import fingerprint
 from palora.common.settings import InjectSettings
 from palora.language.targets import names_one, target_endings
+from palora.training.sharding import whole
 
 
 @dataclass
@@ -135,7 +136,7 @@ class PaloraLinear(Linear):
 
         Without gradients they are folded once and kept until a factor changes: a token of an answer costs what it costs
         plain LoRA (2.5 times that, folded anew at each)."""
-        A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        A, B = whole(self.lora_A[adapter].weight), whole(self.lora_B[adapter].weight)
         if adapter not in self._subspaces:
             return A, B
         frozen = not (self.training or torch.is_grad_enabled())
@@ -258,9 +259,9 @@ def _fold_saved(module: nn.Module, state_dict: dict[str, Any], prefix: str, loca
         subspace = module.subspace(adapter).to(torch.float64)
         A, B = (f"{prefix}{key}.{adapter}.weight" for key in ("lora_A", "lora_B"))
         if A in state_dict:
-            state_dict[A] = subspace.project_input(state_dict[A].detach().double()).float()
+            state_dict[A] = subspace.project_input(whole(state_dict[A].detach()).double()).float()
         if B in state_dict:
-            state_dict[B] = subspace.project_output(state_dict[B].detach().double()).float()
+            state_dict[B] = subspace.project_output(whole(state_dict[B].detach()).double()).float()
 
 
 def _unfold_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
@@ -280,10 +281,10 @@ def factors(model: nn.Module, names: list[str]) -> dict[str, tuple[Tensor, Tenso
     found = {}
     for name in names:
         layer: Any = model.get_submodule(f"base_model.model.{name}")
-        constrained = isinstance(layer, PaloraLinear)
-        A, B = (
-            layer.folded("default") if constrained else (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        )
+        if isinstance(layer, PaloraLinear):
+            A, B = layer.folded("default")
+        else:
+            A, B = whole(layer.lora_A["default"].weight), whole(layer.lora_B["default"].weight)
         found[name] = A, B, layer.scaling["default"]
     return found
 
@@ -316,7 +317,7 @@ def is_plain_product(model: nn.Module) -> bool:
 
 def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Everything that is trained, as it is trained (factors not folded): what an exact resume needs."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

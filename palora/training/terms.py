@@ -21,11 +21,13 @@ from torch.nn import functional as F
 
 from palora.algebra.statistics import InputStatistics
 from palora.common.errors import InputError
+from palora.common.ranks import processes
 from palora.language.keep import Kept
 from palora.language.logits import answer_logits, by_slices
 from palora.language.prompts import Example, pad
 from palora.language.targets import weight as matrix
 from palora.training.lora import factors
+from palora.training.sharding import share
 
 Term = Callable[[Any, int], Tensor]  # (the model in training, the step) -> what is added to the loss
 
@@ -126,7 +128,9 @@ class Rehearsal:
         return [rng.choice(thing.examples) for _, thing in drawn]
 
     def __call__(self, model: Any, step: int) -> Tensor:
-        ids, _, answers = batch = pad(self.rows(step), next(model.parameters()).device)
+        rows = self.rows(step)
+        own = share(rows)
+        ids, _, answers = batch = pad(own, next(model.parameters()).device)
         now = answer_logits(model, *batch)
         loss = torch.zeros((), device=now.device)
         if self.replay:
@@ -135,4 +139,11 @@ class Rehearsal:
             with torch.no_grad(), model.disable_adapter():
                 before = answer_logits(model, *batch)
             loss = loss + self.distil * divergence(before, now) / len(now)
-        return loss
+        # The losses of several processes are averaged: that of each weighs as many tokens as its rows have.
+        parts = 1 if len(own) == len(rows) else processes()
+        return loss * (parts * _targets(own) / _targets(rows))
+
+
+def _targets(rows: Sequence[Example]) -> int:
+    """How many tokens of the rows are learned: of an answer, or of plain text all but the first."""
+    return sum(len(row.answer) or len(row.prompt) - 1 for row in rows)
