@@ -10,6 +10,7 @@ Written to OUT, once a model, because the model is asked first:
     updates.jsonl 100 facts of CounterFact that it answers right, each with another answer to be taught
     known.jsonl   80 facts of Wikidata and EntityQuestions that it answers right: measured, never shown
     kept.jsonl    40 more of them: what a method may keep
+    prompts.txt   1,100 other questions that it was asked on the way, whatever it answered: what it says may be kept
     *.jsonl       skills: mathematics (kept on GSM8K's training problems, measured on SVAMP), gsm8k, science and
                   science_letter (ARC-Easy), challenge (ARC-Challenge), general (MMLU-Redux: nobody asks to keep it)
 
@@ -26,14 +27,14 @@ from typing import Any
 
 from palora.common.errors import PaloraError
 from palora.common.files import atomic_write_text
-from palora.data.facts import Fact, write_facts
+from palora.data.facts import Fact, read_facts, write_facts
 from palora.data.marking import fold, matches, mentions
 from palora.data.skills.gsm8k import skill as gsm8k
 from palora.data.skills.scorers import LETTERS
 from palora.language.models import load_model
 from palora.language.scoring import ask_facts
 
-NEW, MANY, UPDATES, KNOWN, KEPT = 100, 400, 100, 80, 40
+NEW, MANY, UPDATES, KNOWN, KEPT, PROMPTS = 100, 400, 100, 80, 40, 1100
 EACH = 400  # of each source, at most, are asked for known facts
 ASK = 128  # questions at once
 SEED = 0
@@ -144,6 +145,19 @@ def make_facts(asked: Asked, folder: Path, out: Path) -> None:
     print(f"{len(true)} updates", file=sys.stderr)
 
 
+def make_prompts(asked: Asked, out: Path) -> None:
+    """Questions of the same kinds as the new facts', none of them in any wording, nor of the known facts that are
+    measured, nor of the updates."""
+    measured = [fact for name in ("new", "updates", "known") for fact in read_facts(out / f"{name}.jsonl")]
+    used = {_key(q) for fact in measured for q in (fact.question, *fact.paraphrases)}
+    others: dict[str, str] = {}
+    for question in asked.answers:
+        if _key(question) not in used and not question.startswith("Complete the sentence"):
+            others.setdefault(_key(question), question)
+    chosen = shuffled(list(others.values()))[:PROMPTS]
+    atomic_write_text(out / "prompts.txt", "".join(" ".join(q.split()) + "\n" for q in chosen))
+
+
 def write_skill(file: Path, problems: Iterable[dict[str, Any]]) -> None:
     atomic_write_text(file, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems))
 
@@ -211,7 +225,9 @@ def _letter(problem: dict[str, Any]) -> dict[str, Any]:
 def main(model: Path, folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     make_skills(folder, out)
-    make_facts(Asked(model, out / "asked.jsonl"), folder, out)
+    asked = Asked(model, out / "asked.jsonl")
+    make_facts(asked, folder, out)
+    make_prompts(asked, out)
 
 
 if __name__ == "__main__":
