@@ -85,8 +85,9 @@ def test_ctrl_c_ends_with_one_line_and_130(made, tmp_path):
     process = subprocess.Popen([*command, *rest], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     told = [process.stderr.readline()]
     deadline = time.monotonic() + 100
-    while not (tmp_path / ".a.work" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    curve = tmp_path / ".a.work" / "metrics.jsonl"
+    while not (curve.exists() and "loss" in curve.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # until it trains: an import may swallow the signal
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and not out
