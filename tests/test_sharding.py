@@ -79,6 +79,11 @@ def test_two_processes_teach_what_one_does(folder, tmp_path, rule):
         matrices = [size for key, size in parts.items() if ".layers." in key and len(size[0]) == 2]
         assert len(matrices) > 14, "of the base, and of the adapter"
         assert all(here == [whole[0] // 2, whole[1]] for whole, here in matrices)
+    if rule is None:
+        before = (tmp_path / "two" / "adapter" / "metrics.jsonl").stat().st_mtime_ns
+        done = start(tmp_path / "again", "inject", *command, "--out", tmp_path / "two" / "adapter")
+        assert done.returncode == 0 and "is up to date" in done.stderr, "neither trains, nor waits for the other"
+        assert (tmp_path / "two" / "adapter" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("command", [("protect", "--skill", "chain"), ("expert", "--skill", "chain"), ("demo",)])

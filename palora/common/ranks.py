@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,11 +30,15 @@ def alone() -> None:
 
 @contextmanager
 def first_speaks(out: Path) -> Iterator[Path]:
-    """The folder to write for the first process; for any other one that is thrown away, and silence."""
+    """The folder to write for the first process; for any other one silence, and a copy that is thrown away, by which it
+    knows too what is done already."""
     if rank() == 0:
         yield out
         return
     with open(os.devnull, "w") as nowhere, tempfile.TemporaryDirectory() as folder:
         sys.stdout = sys.stderr = nowhere
         logging.disable()
-        yield Path(folder) / "out"
+        mine = Path(folder) / "out"
+        if out.is_dir():
+            shutil.copytree(out, mine)
+        yield mine

@@ -5,9 +5,11 @@ What is ours follows: where a factor is read outside a forward pass it is gather
 the processes, and an answer is written by all of them together. Protected bases and statistics are whole on every one.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -56,9 +58,9 @@ def prepare(settings: InjectSettings, load: str | None = None) -> None:
     if load:
         raise InputError("a quantised base works in one process: leave out load, or start it without torchrun")
     if settings.targets_by == "sdft" or settings.lose_at_most is not None:
-        raise InputError(
-            "inject.targets_by=sdft and inject.lose_at_most work in one process: start it without torchrun"
-        )
+        raise InputError("inject.targets_by=sdft and lose_at_most work in one process: start it without torchrun")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def arguments(model: Any, settings: InjectSettings, steps_per_epoch: int) -> dict[str, Any]:
