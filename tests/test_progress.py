@@ -82,12 +82,18 @@ def test_a_command_speaks_before_it_loads_anything_heavy(made, tmp_path):
 def test_ctrl_c_ends_with_one_line_and_130(made, tmp_path):
     command = [sys.executable, "-m", "palora.cli", "inject", "--model", str(made.model), "--facts", str(made.facts)]
     rest = ["--epochs", "100000", "--learning-rate", "1e-9", "--targets-by", "bare", "--out", str(tmp_path / "a")]
-    process = subprocess.Popen([*command, *rest], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *rest],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+    )
     told = [process.stderr.readline()]
     deadline = time.monotonic() + 100
     curve = tmp_path / ".a.work" / "metrics.jsonl"
     while not (curve.exists() and "loss" in curve.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # until it trains: an import may swallow the signal
+        time.sleep(0.1)  # until it trains
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and not out
