@@ -1,9 +1,7 @@
 """Processes that `torchrun` or `accelerate launch` starts to train one model together."""
 
-import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +33,10 @@ def first_speaks(out: Path) -> Iterator[Path]:
     if rank() == 0:
         yield out
         return
-    with open(os.devnull, "w") as nowhere, tempfile.TemporaryDirectory() as folder:
-        sys.stdout = sys.stderr = nowhere
-        logging.disable()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # to its end, and libraries too
+        os.dup2(nowhere, stream)
+    with tempfile.TemporaryDirectory() as folder:
         mine = Path(folder) / "out"
         if out.is_dir():
             shutil.copytree(out, mine)

@@ -257,6 +257,11 @@ class Place:
         """A transient, with what the allocator keeps of it."""
         return round(size * (HELD if self.cpu else 1))
 
+    def larger(self, acts: int, logits: int, answers: int) -> dict[str, int]:
+        """The parts of a training step; or the answers that are written between steps, where they take more."""
+        step = {"activations": self.held(acts), "logits": self.held(logits)}
+        return step if sum(step.values()) >= self.held(answers) else {"answers": self.held(answers)}
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -289,7 +294,6 @@ def teaching(sizes: Sizes, place: Place, lesson: Lesson, bases: int, things: int
         acts += activations(sizes, lesson.kept, lesson.r, lesson.dropout, e, lesson.checkpointing)
         logits = max(logits, kept_logits(sizes, lesson.answers, e))
     check = generation(sizes, lesson.asked, lesson.new, place.e) if lesson.asked else 0
-    step = place.held(acts) + place.held(logits)
     return place.parts(
         weights=weights(sizes, place.e, place.bits) + autocast_copies(sizes, place.e, lesson.bf16),
         bases=bases,
@@ -297,11 +301,7 @@ def teaching(sizes: Sizes, place: Place, lesson: Lesson, bases: int, things: int
         + (drift_columns(sizes, things, place.cpu) if drift else 0),
         trainer=trainer,
         adapter=trained(sizes, lesson.r),
-        **(
-            {"activations": place.held(acts), "logits": place.held(logits)}
-            if step >= place.held(check)
-            else {"answers": place.held(check)}
-        ),
+        **place.larger(acts, logits, check),
     )
 
 
@@ -349,11 +349,7 @@ def tuning(sizes: Sizes, place: Place, own: Tuning) -> dict[str, int]:
         weights=weights(sizes, place.e, place.bits),
         scaled=scaled(sizes, place.e),
         decompositions=factors(sizes, place.e),
-        **(
-            {"activations": place.held(acts), "logits": place.held(logits)}
-            if acts + logits >= check
-            else {"answers": place.held(check)}
-        ),
+        **place.larger(acts, logits, check),
     )
 
 
@@ -361,7 +357,7 @@ def tuning_flops(sizes: Sizes, own: Tuning) -> int:
     """2 forwards of a micro-batch (no gradient of a frozen weight is made), with gradient checkpointing 3;
     2 tokens · Σ r (m + n) of the gradient of the scales, r = min(m, n); and the answers of its rows."""
     found = (3 if own.checkpointing else 2) * forward_flops(sizes, own.rows)
-    found += 2 * own.rows.size * sum(min(one.m, one.n) * (one.m + one.n) for one in sizes.taught)
+    found += 2 * own.rows.size * factors(sizes, 1)
     if own.asked:
         found += generation_flops(sizes, Batch(own.rows.rows, own.asked.tokens), own.new)
     return found

@@ -176,13 +176,13 @@ def _step(
     temperature = (settings.temperature or 1.0) if settings.objective == "reward" else 1.0
     optimizer.zero_grad()
     total = 0.0
-    for start in range(0, len(examples), settings.micro_batch_size):
-        part = slice(start, start + settings.micro_batch_size)
-        with checkpointing(model, settings.gradient_checkpointing):
+    with checkpointing(model, settings.gradient_checkpointing):
+        for start in range(0, len(examples), settings.micro_batch_size):
+            part = slice(start, start + settings.micro_batch_size)
             logp = sequence_log_probability(model, examples[part], temperature)
             loss = -(weights[part].to(logp.device) * logp).sum()
             loss.backward()
-        total += loss.item()
+            total += loss.item()
     norm = torch.nn.utils.clip_grad_norm_([layer.p for layer in layers.values()], settings.max_grad_norm)
     if not torch.isfinite(norm) or total != total:
         raise _diverged("loss", settings)
@@ -239,11 +239,13 @@ def sequence_log_probability(model: "PreTrainedModel", examples: Sequence[Exampl
 def checkpointing(model: "PreTrainedModel", on: bool = True) -> Iterator[None]:
     """While open, each layer keeps its input alone for the gradient and is run again for it. The layers are told that
     they train, and nothing in them: there is no dropout."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if on else []
-    if on and not layers:
+    if not on:
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
         raise InputError("expert.gradient_checkpointing: transformers has none for this architecture; leave it out")
-    if on:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
         layer.training = True
     try:
@@ -251,8 +253,7 @@ def checkpointing(model: "PreTrainedModel", on: bool = True) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        if on:
-            model.gradient_checkpointing_disable()
+        model.gradient_checkpointing_disable()
 
 
 def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:

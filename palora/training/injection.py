@@ -24,6 +24,7 @@ from palora.common.folders import check_unchanged, read_marker
 from palora.common.hashes import hash_value
 from palora.common.metrics import MetricsLog, check_curve, read_metrics
 from palora.common.progress import progress_bar
+from palora.common.ranks import processes
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
 from palora.language.generation import end_tokens
@@ -251,15 +252,17 @@ def _trainer(
 
         own, trainer, config = {"max_length": None, "packing": False}, SFTTrainer, SFTConfig
     arguments = config(
-        **{**own, **sharding.arguments(model, settings, steps_per_epoch)},
+        **{**own, "save_strategy": "steps", **sharding.arguments(model)},
         output_dir=str(work / "checkpoints"),
         num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size // processes(),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=device != "cpu" if settings.bf16 is None else settings.bf16,
+        save_steps=settings.checkpoint_every or steps_per_epoch,
         save_total_limit=2,  # one is whole while the next is written
         logging_steps=max(1, steps_per_epoch // 4),
         logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away

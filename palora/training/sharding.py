@@ -1,8 +1,8 @@
 """Stage 2 on several devices: `torchrun` starts a process for each, and transformers' Trainer shards the model over
 them by FSDP2, each layer in its turn whole on every device.
 
-What is ours follows: where a factor is read outside a forward pass it is gathered, a step's kept rows are spread over
-the processes, and an answer is written by all of them together. Protected bases and statistics are whole on every one.
+What is ours follows: where a factor is read outside a forward pass it is gathered, and a step's kept rows are spread
+over the processes. Answers are written by all of them together. Protected bases and statistics are whole on every one.
 """
 
 import os
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from palora.common.errors import InputError
@@ -39,13 +38,6 @@ def share(rows: Sequence[Row]) -> list[Row]:
     return list(rows[rank() :: processes()] if len(rows) >= processes() else rows)
 
 
-def answers_together(model: Any) -> None:
-    """Let all processes write answers with a sharded model: what lies outside its layers is gathered for it too."""
-    sharded: Any = model if isinstance(model, FSDPModule) else None
-    if sharded is not None and "generate" not in vars(sharded):
-        register_fsdp_forward_method(sharded, "generate")
-
-
 def prepare(settings: InjectSettings, load: str | None = None) -> None:
     """Take the GPU of this process, of several. Raises InputError where they cannot train together what one can."""
     n = processes()
@@ -63,12 +55,11 @@ def prepare(settings: InjectSettings, load: str | None = None) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def arguments(model: Any, settings: InjectSettings, steps_per_epoch: int) -> dict[str, Any]:
-    """What a Trainer is told of batches and checkpoints, and where it is one of several processes to shard the model;
-    a checkpoint is of one process, so what was stopped there begins anew."""
-    batch = {"per_device_train_batch_size": settings.batch_size // processes()}
+def arguments(model: Any) -> dict[str, Any]:
+    """What a Trainer is told beside all else where it is one of several processes: to shard the model, and to write no
+    checkpoint, which is of one process; so what was stopped begins anew."""
     if processes() == 1:
-        return {**batch, "save_strategy": "steps", "save_steps": settings.checkpoint_every or steps_per_epoch}
+        return {}
     layers = sorted(getattr(model, "_no_split_modules", None) or ())
     config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": layers, "cpu_ram_efficient_loading": False}
-    return {**batch, "save_strategy": "no", "fsdp": "full_shard auto_wrap", "fsdp_config": config}
+    return {"save_strategy": "no", "fsdp": "full_shard auto_wrap", "fsdp_config": config}

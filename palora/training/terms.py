@@ -141,9 +141,5 @@ class Rehearsal:
             loss = loss + self.distil * divergence(before, now) / len(now)
         # The losses of several processes are averaged: that of each weighs as many tokens as its rows have.
         parts = 1 if len(own) == len(rows) else processes()
-        return loss * (parts * _targets(own) / _targets(rows))
-
-
-def _targets(rows: Sequence[Example]) -> int:
-    """How many tokens of the rows are learned: of an answer, or of plain text all but the first."""
-    return sum(len(row.answer) or len(row.prompt) - 1 for row in rows)
+        every = sum(len(row.answer) or len(row.prompt) - 1 for row in rows)
+        return loss * (parts * len(now) / every)

@@ -17,7 +17,6 @@ from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
 from palora.language.scoring import ask_facts, beside_recall, share_correct
 from palora.training.lora import load_trained_parameters, trained_parameters
-from palora.training.sharding import answers_together
 from palora.training.terms import Drift
 
 if TYPE_CHECKING:
@@ -93,7 +92,6 @@ class Watch(TrainerCallback):
         """Measure recall and what is kept; True where training is to stop."""
         target, epoch = self.settings.stop_at_recall, round(step / self.steps_per_epoch, 3)
         model.eval()
-        answers_together(model)
         answers = ask_facts(model, self.tokenizer, self.facts)
         recall = share_correct(answers)
         row: dict[str, Any] = {"recall": recall, **beside_recall(answers)}
