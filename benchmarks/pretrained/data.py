@@ -34,8 +34,8 @@ from palora.data.skills.scorers import LETTERS
 from palora.language.models import load_model
 from palora.language.scoring import ask_facts
 
-NEW, MANY, UPDATES, KNOWN, KEPT, PROMPTS = 100, 400, 100, 80, 40, 1100
-EACH = 400  # of each source, at most, are asked for known facts
+NEW, MANY, UPDATES, KNOWN, KEPT, PROMPTS = 100, 400, 100, 300, 40, 1100
+EACH = 1200  # of each source, at most, are asked for known facts
 ASK = 128  # questions at once
 SEED = 0
 NUMBER = "Think step by step in one or two short sentences. Then write the answer as a number at the end."

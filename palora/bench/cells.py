@@ -3,6 +3,7 @@
     cells/KEY.json          one training (or a reference, or a scaled adapter) and what was measured at its milestones
     adapters/KEY/MILESTONE  of a training that another method scales
     work/KEY/               of a training that is not finished: its checkpoints, and what was measured so far
+    kept/HASH.json          the rows that methods may be shown, tokenised; made by the first cell that needs them
 
 KEY tells everything that the numbers depend on (`keys.py`): a cell whose file is there is done.
 """
@@ -21,7 +22,7 @@ from peft import PeftModel
 from palora.algebra.statistics import Statistics, weighed
 from palora.algebra.subspace import ProtectedSubspaces
 from palora.bench.comparison import Comparison, mark
-from palora.bench.keys import Cell, plan_of
+from palora.bench.keys import Cell, hash_of, plan_of
 from palora.bench.prepared import KL_ROWS, protection_folder, statistics_folder, taught_facts, taught_model
 from palora.bench.quiet import clock, peak_memory, quiet, reset_peak_memory
 from palora.bench.tuners import adapt, live_delta
@@ -34,6 +35,7 @@ from palora.data.facts import read_facts
 from palora.data.skills import get_skill
 from palora.front import stages
 from palora.language.keep import Kept, own_answers
+from palora.language.models import model_hash
 from palora.language.prompts import Example
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets, weight
@@ -75,7 +77,7 @@ class Bench:
     def __init__(
         self, c: Comparison, out: Path, seed: int, base: str, load: int | None = None, method: str | None = None
     ) -> None:
-        self.c, self.seed, self._statistics = c, seed, statistics_folder(out, base, seed)
+        self.c, self.out, self.seed, self._statistics = c, out, seed, statistics_folder(out, base, seed)
         self.facts = read_facts(taught_facts(c, out, method) if method else c.facts)[:load] if load else []
         skills = {s.name: (s, stages.problems_of(s, c.evaluate, seed)) for s in map(get_skill, c.skills)}
         known = read_facts(c.known_facts) if c.known_facts else []
@@ -86,8 +88,8 @@ class Bench:
         self.changes_base = method is not None and c.methods[method].tuner == "corda"
         self.model: PreTrainedModel
         self.tokenizer: PreTrainedTokenizerBase
-        taught = plan_of(c, seed, model=taught_model(c, out, base, seed))
-        self.model, self.tokenizer = stages.Models().load(taught)
+        self.model_path = taught_model(c, out, base, seed)
+        self.model, self.tokenizer = stages.Models().load(plan_of(c, seed, model=self.model_path))
         self.weights = {name: weight(module).clone() for name, module in find_targets(self.model, c.targets).items()}
 
     @cached_property
@@ -96,11 +98,17 @@ class Bench:
         return ProtectedSubspaces.load(self._statistics).statistics
 
     def kept(self, settings: KeepSettings) -> list[tuple[float, Kept]]:
-        """What a method may be shown, by its weights."""
+        """What a method may be shown, by its weights; what the model says of it is asked once for all cells."""
         shown = ProtectSettings(rule="none", keep=settings)  # type: ignore[call-arg]
-        keep = stages.load_keep(stages.for_rule(plan_of(self.c, self.seed, protect=shown)), settings.examples)
-        assert keep is not None  # keep_skills is never empty
-        return weighed(keep.tokenised(self.model, self.tokenizer), settings.weights)
+        plan = stages.for_rule(plan_of(self.c, self.seed, protect=shown))
+        read = model_hash(self.model_path), self.c.dtype, self.c.chat_template_kwargs, self.c.system_message
+        file = self.out / "kept" / f"{hash_of(*read, stages.kept_identity(plan), settings.examples)}.json"
+        if not file.exists():
+            keep = stages.load_keep(plan, settings.examples)
+            assert keep is not None  # keep_skills is never empty
+            write_json(file, keep.tokenised(self.model, self.tokenizer))
+        rows = [Kept(kind, name, [Example(*e) for e in examples]) for kind, name, examples in read_json(file)]
+        return weighed(rows, settings.weights)
 
     @cached_property
     def told(self) -> dict[str, list[Example]]:

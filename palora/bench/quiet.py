@@ -1,6 +1,7 @@
 """The process that a cell runs in: silent, with one thread, its time and memory counted."""
 
 import contextlib
+import gc
 import resource
 import sys
 import time
@@ -23,6 +24,8 @@ def quiet(log: Path) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        gc.collect()
+        torch.cuda.empty_cache()  # another process may need it; nothing where there is no GPU
     log.unlink()
 
 
