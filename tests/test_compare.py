@@ -567,6 +567,25 @@ def test_what_weighs_nothing_is_not_shown(values, tmp_path):
     ]
 
 
+def test_the_rows_to_keep_are_made_once(values, tmp_path, monkeypatch):
+    """Every other cell reads what the first one asked the model, and weighs it itself; other prompts are asked anew."""
+    asked = []
+    answers = keep.own_answers
+    monkeypatch.setattr(keep, "own_answers", lambda *given: asked.append(len(given[2])) or answers(*given))
+
+    def kept(prompts, weight):
+        file = tmp_path / f"{len(prompts)}.txt"
+        file.write_text("\n".join(prompts))
+        c = Comparison.model_validate(values | {"prompts": str(file)})
+        return cells.Bench(c, tmp_path / "out", 0, "original").kept(KeepAllSettings(prompts=weight, examples=2))
+
+    first, second = kept(["Who is Ada?", "Who is Bob?"], 1), kept(["Who is Ada?", "Who is Bob?"], 2)
+    assert asked == [2] and [thing for _, thing in first] == [thing for _, thing in second]
+    assert [weight for weight, _ in second] == [1.0, 2.0]
+    kept(["Who is Ada?"], 1)
+    assert asked == [2, 1]
+
+
 def test_the_coverage_of_a_protection_is_what_it_holds_back():
     """C = diag(4, 1) / 5. Hard on e_0: 0.8. Softly, all halved: A' = A (I - V V^T) / 2 holds back 1 - (1 - 0.8) / 2."""
     own = InputStatistics(torch.tensor([[2.0, 0.0], [0.0, 1.0]]) / 5**0.5)

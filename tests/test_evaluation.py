@@ -7,8 +7,9 @@ from palora.data.facts import Fact
 from palora.data.skills import get_skill
 from palora.language import scoring
 from palora.language.generation import Reply
+from palora.language.scoring import ask_until_missed, wilson
 from palora.results import evaluation
-from palora.results.evaluation import Base, Questions, evaluate, wilson
+from palora.results.evaluation import Base, Questions, evaluate
 
 FACTS = [
     Fact(question="Capital of France?", answer="Paris", aliases=("Lutetia",), paraphrases=("France's capital?",)),
@@ -31,6 +32,24 @@ def test_facts_are_marked_by_alias_and_exactly(monkeypatch, tokenizer):
     assert (second.correct, second.exact, second.f1) == (True, True, 1.0)
     assert scoring.beside_recall([first, second]) == {"recall_exact": 0.5, "recall_f1": 4 / 6}
     assert scoring.beside_recall([]) == {"recall_exact": None, "recall_f1": None}
+
+
+def test_facts_are_asked_until_the_target_is_clearly_missed(monkeypatch, tokenizer):
+    """600 facts: a model that knows half of them is asked 256, one that may reach the target all of them."""
+    facts = [Fact(question=f"Number {i}?", answer="yes") for i in range(600)]
+
+    def knowing(share):
+        answering(monkeypatch, {f.question: "yes" if i < share * 600 else "no" for i, f in enumerate(facts)})
+        found = ask_until_missed(None, tokenizer, facts, 0.95)
+        assert len({answer.prompt for answer in found}) == len(found), "each once"
+        return len(found), sum(answer.correct for answer in found) / len(found)
+
+    asked, share = knowing(0.5)
+    assert asked == 256 and share == pytest.approx(0.5, abs=0.1), "not the first ones alone, which it knows"
+    assert knowing(0.96) == (600, pytest.approx(0.96))
+    assert knowing(0.94)[0] == 600, "too near to be clear"
+    assert knowing(0.0)[0] == 256
+    assert len(ask_until_missed(None, tokenizer, facts[:200], 0.95)) == 200
 
 
 def test_wilson():

@@ -107,3 +107,17 @@ def test_the_curve_has_the_drift_of_every_matrix(tokenizer, statistics, tmp_path
 def test_a_loss_is_measured_on_a_skill(tokenizer, tmp_path):
     with pytest.raises(InputError, match="lose_at_most needs a skill"):
         inject(tiny_llama(), tokenizer, new_facts(4), InjectSettings(lose_at_most=0.1), tmp_path)
+
+
+@pytest.mark.parametrize("allowance", [None, 0.1])
+def test_a_check_that_only_stops_the_training_asks_no_more_than_that_takes(tokenizer, tmp_path, monkeypatch, allowance):
+    """The model learns nothing: two facts tell that. The last check and one that measures more ask all."""
+    monkeypatch.setattr("palora.language.scoring.AT_ONCE", 2)
+    settings = SETTINGS.model_copy(
+        update={"epochs": 3, "drift": 0.0, "learning_rate": 1e-9, "stop_at_recall": 0.95, "lose_at_most": allowance}
+    )
+    beside = Beside(kept_share=lambda model: 1.0)
+    _, record = inject(tiny_llama(), tokenizer, new_facts(8), settings, tmp_path, beside=beside)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "recall" in row]
+    assert [row.get("asked") for row in rows] == ([None] * 3 if allowance else [2, 2, None])
+    assert record["recall_while_training"] == 0.0

@@ -34,9 +34,8 @@ from palora.data.skills import Problem, Skill
 from palora.language.collect import collect, shared_inputs
 from palora.language.keep import skill_examples
 from palora.language.prompts import Example, batches, encode_example
-from palora.language.scoring import Answer, ask_facts, solve
+from palora.language.scoring import Answer, ask_facts, solve, wilson
 from palora.language.targets import find_targets, is_transposed, weight
-from palora.results.evaluation import wilson
 from palora.results.updates import Adapter
 from palora.training.expert import sequence_log_probability
 from palora.training.svf import Expert, decompose_targets

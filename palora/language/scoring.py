@@ -1,5 +1,6 @@
 """Ask the model and mark its answers: the one place where correctness comes from, for training and evaluation alike."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,6 +55,27 @@ def ask_facts(
     ]
 
 
+AT_ONCE = 256  # facts between two looks at whether a recall can still be reached: fewer are always all asked
+SURE = 4.0  # standard deviations: of 30,000 looks one is wrong
+
+
+def ask_until_missed(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: Sequence[Fact], target: float
+) -> list[Answer]:
+    """Ask the facts in a random order until it is clear that fewer than `target` of them are answered right; all of
+    them where it never is.
+
+    Clear: the target lies over Wilson's interval, at four standard deviations, of those that were asked.
+    """
+    answers: list[Answer] = []
+    order = list(facts) if len(facts) <= AT_ONCE else random.Random(0).sample(facts, len(facts))
+    for start in range(0, len(order), AT_ONCE):
+        answers += ask_facts(model, tokenizer, order[start : start + AT_ONCE])
+        if wilson(sum(a.correct for a in answers), len(answers), SURE)[1] < target:
+            break
+    return answers
+
+
 def solve(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -87,3 +109,11 @@ def beside_recall(answers: Sequence[Answer]) -> dict[str, float | None]:
         "recall_exact": sum(a.exact for a in answers) / n if n else None,
         "recall_f1": sum(a.f1 for a in answers) / n if n else None,
     }
+
+
+def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share of `right` among `n` (> 0), `z` standard deviations to each side: 95% by default."""
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

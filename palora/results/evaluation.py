@@ -28,7 +28,7 @@ from palora.common.settings import EvaluateSettings
 from palora.data.facts import Fact
 from palora.data.marking import matches
 from palora.data.skills import Problem, Skill
-from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve
+from palora.language.scoring import Answer, ask_facts, beside_recall, share_correct, solve, wilson
 from palora.results.answers import drawn, side_by_side
 from palora.results.harness import judge
 
@@ -241,12 +241,3 @@ def _retention(arms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float |
         }
         for name, arm in arms.items()
     }
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `right` among `n` (> 0)."""
-    z = 1.959964
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -15,7 +15,7 @@ from palora.common.folders import seal
 from palora.common.metrics import MetricsLog, read_metrics
 from palora.common.settings import InjectSettings
 from palora.data.facts import Fact
-from palora.language.scoring import ask_facts, beside_recall, share_correct
+from palora.language.scoring import Answer, ask_facts, ask_until_missed, beside_recall, share_correct
 from palora.training.lora import load_trained_parameters, trained_parameters
 from palora.training.terms import Drift
 
@@ -86,15 +86,27 @@ class Watch(TrainerCallback):
         wanted = self.settings.stop_at_recall is not None or self.on_recall is not None or self.allowance is not None
         every = self.settings.recall_every * self.steps_per_epoch
         full = int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
-        return wanted and (full or step == self.settings.epochs * self.steps_per_epoch)  # what is saved is measured
+        return wanted and (full or self._last(step))  # what is saved is measured
+
+    def _last(self, step: int) -> bool:
+        return step == self.settings.epochs * self.steps_per_epoch
+
+    def _ask(self, model: Any, step: int) -> list[Answer]:
+        """All facts; where the check only tells whether to stop, no more of them than that takes."""
+        target, others = self.settings.stop_at_recall, (self.on_recall, self.allowance)
+        if target is None or any(others) or self._last(step):
+            return ask_facts(model, self.tokenizer, self.facts)
+        return ask_until_missed(model, self.tokenizer, self.facts, target)
 
     def _measure(self, model: Any, step: int) -> bool:
         """Measure recall and what is kept; True where training is to stop."""
         target, epoch = self.settings.stop_at_recall, round(step / self.steps_per_epoch, 3)
         model.eval()
-        answers = ask_facts(model, self.tokenizer, self.facts)
+        answers = self._ask(model, step)
         recall = share_correct(answers)
         row: dict[str, Any] = {"recall": recall, **beside_recall(answers)}
+        if len(answers) < len(self.facts):
+            row["asked"] = len(answers)
         if self.allowance is not None:
             row |= self.allowance.check(model, recall, epoch)
         self.log.write(step, epoch=epoch, **row)
