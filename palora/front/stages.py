@@ -43,7 +43,15 @@ from palora.data.sources import identity as facts_identity
 from palora.front.recipe import ARM_NAME, Plan
 from palora.language.generation import prompts_record
 from palora.language.keep import Keep
-from palora.language.models import fingerprints, has_chat_template, known_targets, load_model, model_hash, whole_path
+from palora.language.models import (
+    checkpoint_activations,
+    fingerprints,
+    has_chat_template,
+    known_targets,
+    load_model,
+    model_hash,
+    whole_path,
+)
 from palora.language.prompts import set_chat
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
@@ -443,8 +451,7 @@ def _name_base(folder: Path, model: str) -> None:
 def _as_before(adapted: Any, model: "PreTrainedModel") -> "PreTrainedModel":
     """The model without its adapter, and as a trainer found it."""
     adapted.unload()
-    if model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+    checkpoint_activations(model, False)
     model.config.use_cache = True
     return model
 

@@ -300,6 +300,16 @@ REST = "*"  # the key of the fingerprint of everything that is not targeted
 _KNOWN = "_palora_fingerprints"  # where a model keeps those of its parameters: each is hashed once a load
 
 
+def checkpoint_activations(model: "PreTrainedModel", on: bool) -> None:
+    """Whether layers in training keep their inputs alone for the gradient, and are run again for it: gradient
+    checkpointing, or activation checkpointing, as newer versions of transformers call it."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    elif getattr(model, f"is_{kind}_checkpointing"):
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 def fingerprints(targets: dict[str, nn.Module], model: nn.Module | None = None) -> dict[str, str]:
     """One short hash per targeted matrix and, given the model, one of all its other parameters under `REST`: a model
     whose attention was fine-tuned is another model too."""

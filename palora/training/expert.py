@@ -35,7 +35,7 @@ from palora.common.settings import ExpertSettings
 from palora.data.skills import Problem, Skill
 from palora.language.generation import end_tokens, generate_ids, reply
 from palora.language.logits import answer_logits, by_slices
-from palora.language.models import fingerprints
+from palora.language.models import checkpoint_activations, fingerprints
 from palora.language.prompts import Example, asked_how, encode_example, encode_prompt, pad
 from palora.language.scoring import Answer, share_correct, solve
 from palora.language.targets import find_targets
@@ -245,7 +245,7 @@ def checkpointing(model: "PreTrainedModel", on: bool = True) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise InputError("expert.gradient_checkpointing: transformers has none for this architecture; leave it out")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, True)
     for layer in layers:
         layer.training = True
     try:
@@ -253,7 +253,7 @@ def checkpointing(model: "PreTrainedModel", on: bool = True) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        model.gradient_checkpointing_disable()
+        checkpoint_activations(model, False)
 
 
 def _scales(layers: dict[str, SVF]) -> dict[str, Tensor]:
