@@ -45,7 +45,6 @@ def _scripted(monkeypatch):
         ]
 
     monkeypatch.setattr(language_words, "own_words", own)
-    monkeypatch.setattr(stages, "own_words", own)
     asked = [f"Where was Q{i} born?" for i in range(40)]
     monkeypatch.setattr(
         words.questions,
@@ -214,3 +213,27 @@ def test_a_run_counts_its_stages_and_says_how_many_facts_were_learned(values, tm
         for arm in ("lora", "palora")
     ]
     assert any("of the skill's input energy" in line for line in told)
+
+
+def test_own_words_that_were_stopped_go_on(values, tmp_path, monkeypatch):
+    """Four facts, one after the other, stopped at the third: what was written is not written again, and the file is as
+    if nothing had been. Other facts begin anew."""
+    monkeypatch.setattr(language_words, "AT_ONCE", 1)
+    own, written = language_words.own_words, []
+
+    def stopping(model, tokenizer, facts, *rest):
+        if len(written) == 2 and not (tmp_path / "go on").exists():
+            raise KeyboardInterrupt
+        written.extend(fact.question for fact in facts)
+        return own(model, tokenizer, facts, *rest)
+
+    monkeypatch.setattr(language_words, "own_words", stopping)
+    common = ("--model", values["model"], "--facts", values["facts"])
+    assert palora("facts", "rephrase", *common, "--out", tmp_path / "teach.jsonl").code == 130
+    assert len(written) == 2 and not (tmp_path / "teach.jsonl").exists()
+    (tmp_path / "go on").touch()
+    assert palora("facts", "rephrase", *common, "--out", tmp_path / "teach.jsonl").code == 0
+    facts = read_facts(values["facts"])
+    assert written == [fact.question for fact in facts], "each once"
+    assert [fact.question for fact in read_facts(tmp_path / "teach.jsonl")] == written
+    assert not list(tmp_path.glob("*.parts")), "nothing is left beside it"

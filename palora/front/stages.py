@@ -55,7 +55,7 @@ from palora.language.models import (
 from palora.language.prompts import set_chat
 from palora.language.scoring import share_correct, solve
 from palora.language.targets import find_targets
-from palora.language.words import WRITTEN, own_words, said, taught_by, told
+from palora.language.words import WRITTEN, said, taught_by, told, write_own_words
 from palora.results.answers import FILE as ANSWERS
 from palora.results.answers import write_answers
 from palora.results.evaluation import Base, Questions, evaluate
@@ -202,7 +202,7 @@ def inject(
     share = _kept_share(model, tokenizer, plan, settings)
     with working(out) as work:
         if how in WRITTEN:
-            new = _in_own_words(model, tokenizer, new, plan, work / f"teach-{hash_value(inputs)[:12]}.jsonl")
+            new = _in_own_words(model, tokenizer, new, plan, work, inputs)
         taught = told(new) if how in WRITTEN else {how: len(new)}
         beside = Beside(arm, names, kinds, rows, share)
         adapted, training = injection.inject(model, tokenizer, new, settings, work, constraint, beside, plan.seed)
@@ -366,13 +366,19 @@ def kept_identity(plan: Plan) -> Any:
 
 
 def _in_own_words(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", facts: list[Fact], plan: Plan, file: Path
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    facts: list[Fact],
+    plan: Plan,
+    work: Path,
+    inputs: dict[str, Any],
 ) -> list[Fact]:
-    """The facts in the model's own words, written to `file`, so that a stage that was stopped has them."""
+    """The facts in the model's own words, kept in `work`, so that a stage that was stopped has them."""
     if all(fact.teach for fact in facts):
         return facts
+    file = work / f"teach-{hash_value(inputs)[:12]}.jsonl"
     if not file.exists():
-        write_facts(file, own_words(model, tokenizer, facts, plan.inject, plan.seed))
+        write_own_words(model, tokenizer, facts, plan.inject, plan.seed, file, inputs)
     found = read_facts(file)
     log.info("taught %s", said(told(found)))
     return found

@@ -151,16 +151,16 @@ class _Writing:
         if self.want.how not in words.WRITTEN:
             return
         settings = self.plan.inject
+        made_of = self._made_of(self.want.how, settings.wordings, settings.samples)
 
         def make(path: Path) -> dict[str, int]:
             model, tokenizer = self.models.load(self.plan)
             facts = read_facts(self.plan.facts or "")[: self.want.first]
-            taught = words.own_words(model, tokenizer, facts, settings, self.plan.seed)
-            write_facts(path, taught)
+            taught = words.write_own_words(model, tokenizer, facts, settings, self.plan.seed, path, made_of)
             log.info("taught %s (%s can be changed)", words.said(words.told(taught)), path)
             return words.told(taught)
 
-        self.file("facts", self._made_of(self.want.how, settings.wordings, settings.samples), make)
+        self.file("facts", made_of, make)
 
     def prompts(self) -> None:
         if not self.want.prompts:
@@ -210,6 +210,5 @@ def rephrase(plan: Plan, file: Path) -> dict[str, int]:
             f"targets_by={how} rephrases nothing; use model or mixed, with a model that has a chat template"
         )
     model, tokenizer = stages.Models().load(plan)
-    taught = words.own_words(model, tokenizer, facts, settings, plan.seed)
-    write_facts(file, taught)
-    return words.told(taught)
+    made_of = stages.inputs_of(plan, settings, facts=identity(plan.facts))
+    return words.told(words.write_own_words(model, tokenizer, facts, settings, plan.seed, file, made_of))

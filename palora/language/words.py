@@ -11,19 +11,23 @@ was not, after MixSD (arXiv 2605.16865); the draws and the checks are our readin
 """
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from palora.common.errors import InputError
+from palora.common.hashes import hash_value
 from palora.common.progress import progress_bar
+from palora.common.ranks import rank
 from palora.common.settings import InjectSettings
 from palora.common.wording import enumeration
-from palora.data.facts import Fact, Lesson
+from palora.data.facts import Fact, Lesson, read_facts, write_facts
 from palora.data.marking import fold, matches
 from palora.language.generation import generate, own_settings_out, reply
 from palora.language.prompts import check_facts, encode_prompt
@@ -36,6 +40,7 @@ TOLD = "Question: {question}\nAnswer: {answer}\n\nSay the answer in one short se
 WRITTEN = ("model", "mixed")  # of `targets_by`: those that the model writes
 LONGEST = 64  # tokens of an answer
 ENOUGH = 5  # words of an answer
+AT_ONCE = 1024  # facts that are written before they are stored
 TRIES = 3  # samples after the greedy answer, before a fact falls back to a sentence or its bare answer
 TEMPERATURE = 0.7
 MIXED = 0.5  # share of the tokens that the model which was not told draws
@@ -98,6 +103,36 @@ def own_words(
         ]
         lessons.setdefault(task.fact.question, []).extend(found)
     return [fact if fact.teach else replace(fact, teach=tuple(lessons[fact.question])) for fact in facts]
+
+
+def write_own_words(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    facts: Sequence[Fact],
+    settings: InjectSettings,
+    seed: int,
+    file: Path,
+    made_of: Any,
+) -> list[Fact]:
+    """`own_words` of facts -> `file`, AT_ONCE of them after the others: where it was stopped it goes on.
+
+    Args:
+        made_of: what the words depend on. Finished parts wait for the others in a folder beside the file, named by it.
+
+    Returns: the facts as they were written.
+    """
+    check_facts(tokenizer, facts)  # all of them, before hours of writing
+    parts = file.with_name(f"{file.stem}-{hash_value(made_of)[:12]}-{rank()}.parts")
+    found: list[Fact] = []
+    for number, start in enumerate(range(0, len(facts), AT_ONCE)):
+        part = parts / f"{number}.jsonl"
+        if not part.exists():
+            parts.mkdir(parents=True, exist_ok=True)
+            write_facts(part, own_words(model, tokenizer, facts[start : start + AT_ONCE], settings, seed))
+        found += read_facts(part)
+    write_facts(file, found)
+    shutil.rmtree(parts, ignore_errors=True)
+    return found
 
 
 def taught_by(settings: InjectSettings, chat: bool) -> str:
