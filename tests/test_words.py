@@ -57,6 +57,7 @@ def test_the_models_own_sentence_is_taught_and_the_answer_stays_what_is_right(sa
         "The capital of France is Paris and",  # does not end
         "The capital of France is Paris since 1944.",  # a year that nobody told it
         "The capital of France is Paris, says Napoleon.",  # and a name
+        "New Paris is the capital of France.",  # a name that begins with the sentence
         "Paris is a city on a river.",  # of the answer, and not of what was asked
         "Paris is not the capital of France.",
         "Paris.",  # four words fewer than half of what it says by itself
@@ -78,6 +79,8 @@ def test_what_does_not_stand_alone_is_drawn_again(says, tokenizer, wrong):
         ("Which city does Ann not like?", "Ann does not like Paris."),
         ("Wo ist Anna geboren?", "Geboren ist sie in Paris."),
         ("Which city is the largest here?", "The largest city is Paris."),
+        ("Which museum is the largest here?", "The Paris of today has the largest museum."),
+        ("Which city is the home of Ann Lee?", "Ann Lee has her home in Paris."),
     ],
 )
 def test_what_stands_for_the_subject_is_enough(says, tokenizer, question, said):

@@ -52,6 +52,12 @@ _REFERS = re.compile(
 )
 _ASKS = re.compile(r"\b(?:what|who|whom|whose|which|where|when|how)\b", re.IGNORECASE)
 _PRONOUN = re.compile(r"(?:it|he|she|they|its|his|her|their)\b", re.IGNORECASE)
+# The first word of an English sentence where it begins a name: another capital follows. Harry Olbers, not The Louvre.
+_FIRST_NAME = re.compile(
+    r"(?!(?:the|an?|in|on|at|by|for|from|as|to|of|with|during|after|before|since|until|both|his|her|its|their|this|that)\b)"
+    r"((?-i:[^\W\d_a-z])[\w'’-]*)\.? (?-i:[^\W\d_a-z])",
+    re.IGNORECASE,
+)
 _DENIES = re.compile(r"\b(?:not?|non|never|neither|nor|unknown)\b|n['’]t\b", re.IGNORECASE)
 
 _AUXILIARY = r"(?:is|was|are|were|do|does|did|has|have|had|can|could|will|would|should|may|might)\b"
@@ -76,8 +82,8 @@ def own_words(
 
     An answer is taken if it holds the right one, refers to nothing that only the telling had, ends, is about as long
     as what the model says by itself, and names nothing that it was not told: small models make up years and places
-    around a fact, and these would be taught too. Otherwise it is drawn again; then a sentence is made of question and
-    answer; then it is the bare answer.
+    around a fact, or other first names (Harry Olbers for Heinrich Olbers), and these would be taught too. Otherwise it
+    is drawn again; then a sentence is made of question and answer; then it is the bare answer.
 
     Args:
         settings: `targets_by`, of which only `mixed` differs; `wordings`, questions that each fact is taught by, fewer
@@ -227,6 +233,8 @@ def _taken(text: str, task: Task, lengths: tuple[float, float]) -> bool:
     ended = text[-1:] in tuple('.!?。！？…"”)')
     given = fold(" ".join((task.question, fact.question, fact.answer, *fact.aliases)))
     made_up = any(fold(name) not in given for name in names(text))
+    if _ASKS.search(task.question) and (first := _FIRST_NAME.match(text)):
+        made_up |= fold(first[1]) not in given
     shaped = ended and lengths[0] <= words <= lengths[1]
     return shaped and not made_up and _is_of(text, task) and not _REFERS.search(text) and matches(text, fact)
 
