@@ -216,8 +216,8 @@ def test_a_run_counts_its_stages_and_says_how_many_facts_were_learned(values, tm
 
 
 def test_own_words_that_were_stopped_go_on(values, tmp_path, monkeypatch):
-    """Four facts, one after the other, stopped at the third: what was written is not written again, and the file is as
-    if nothing had been. Other facts begin anew."""
+    """Six facts, one after the other, stopped at the third: what was written is not written again, and the file is as
+    if nothing had been."""
     monkeypatch.setattr(language_words, "AT_ONCE", 1)
     own, written = language_words.own_words, []
 

@@ -8,7 +8,7 @@ Written to OUT, once a model, because the model is asked first:
     new.jsonl     100 facts of zsRE that it answers wrong, in the taught and in the other wording of the data;
     many.jsonl    400 of them
     updates.jsonl 100 facts of CounterFact that it answers right, each with another answer to be taught
-    known.jsonl   80 facts of Wikidata and EntityQuestions that it answers right: measured, never shown
+    known.jsonl   300 facts of Wikidata and EntityQuestions that it answers right: measured, never shown
     kept.jsonl    40 more of them: what a method may keep
     prompts.txt   1,100 other questions that it was asked on the way, whatever it answered: what it says may be kept
     *.jsonl       skills: mathematics (kept on GSM8K's training problems, measured on SVAMP), gsm8k, science and

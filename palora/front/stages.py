@@ -377,9 +377,10 @@ def _in_own_words(
     if all(fact.teach for fact in facts):
         return facts
     file = work / f"teach-{hash_value(inputs)[:12]}.jsonl"
-    if not file.exists():
-        write_own_words(model, tokenizer, facts, plan.inject, plan.seed, file, inputs)
-    found = read_facts(file)
+    if file.exists():
+        found = read_facts(file)
+    else:
+        found = write_own_words(model, tokenizer, facts, plan.inject, plan.seed, file, inputs)
     log.info("taught %s", said(told(found)))
     return found
 
